@@ -1,0 +1,44 @@
+"""Weights on demand: classifier heads from a few examples, by trajectory diffusion."""
+
+from ltdi.bundle import Bundle, HeadRequest, load_bundle, shipped_bundles
+from ltdi.errors import (
+    BundleNotFound,
+    DamagedFile,
+    EmptySupport,
+    GenerationFailed,
+    InvalidFeatures,
+    InvalidImage,
+    InvalidInput,
+    InvalidSupport,
+    LimitExceeded,
+    LtDiError,
+    TooFewClasses,
+    UnsupportedInput,
+)
+from ltdi.heads import Head, load_head
+from ltdi.pipeline import Options, TaskEmbedding
+from ltdi.support import SupportSet
+
+__all__ = [
+    "Bundle",
+    "BundleNotFound",
+    "DamagedFile",
+    "EmptySupport",
+    "GenerationFailed",
+    "Head",
+    "HeadRequest",
+    "InvalidFeatures",
+    "InvalidImage",
+    "InvalidInput",
+    "InvalidSupport",
+    "LimitExceeded",
+    "LtDiError",
+    "Options",
+    "SupportSet",
+    "TaskEmbedding",
+    "TooFewClasses",
+    "UnsupportedInput",
+    "load_bundle",
+    "load_head",
+    "shipped_bundles",
+]

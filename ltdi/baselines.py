@@ -1,0 +1,96 @@
+"""Closed forms over frozen features: comparators, the base of the residual, and the fallback.
+
+All take a batch of tasks of the same shape and return heads as `[B, N, D + 1]`: the weights of each
+class and, last, its bias. Logits are `features @ weights.T + bias`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def logits(head: Tensor, features: Tensor) -> Tensor:
+    """Logits `[B, Q, N]` of features `[B, Q, D]` under heads `[B, N, D + 1]`."""
+    return torch.baddbmm(head[..., -1].unsqueeze(-2), features, head[..., :-1].transpose(-1, -2))
+
+
+def nearest_mean(means: Tensor) -> Tensor:
+    """The head whose logits are minus squared distances to `means` `[B, N, D]`, up to a constant per query."""
+    return torch.cat([2 * means, -means.square().sum(-1, keepdim=True)], dim=-1)
+
+
+def class_means(support: Tensor) -> Tensor:
+    """Nearest class mean (Snell et al., 2017).
+
+    Args:
+        support: `[B, N, K, D]`.
+    """
+    return nearest_mean(support.mean(-2))
+
+
+def ridge(support: Tensor, strength: float) -> Tensor:
+    """Ridge regression on one-hot targets with a bias that is not penalised.
+
+    Args:
+        support: `[B, N, K, D]`.
+        strength: lambda, added to the Gram matrix of the centred features.
+    """
+    batch, ways, shots, size = support.shape
+    features = support.reshape(batch, ways * shots, size)
+    targets = torch.eye(ways, dtype=support.dtype).repeat_interleave(shots, dim=0).expand(batch, -1, -1)
+    centre, middle = features.mean(-2, keepdim=True), targets.mean(-2, keepdim=True)
+    x, y = features - centre, targets - middle
+    gram = x @ x.transpose(-1, -2) + strength * torch.eye(ways * shots, dtype=support.dtype)
+    weights = torch.linalg.solve(gram, y).transpose(-1, -2) @ x
+    bias = middle.transpose(-1, -2) - weights @ centre.transpose(-1, -2)
+    return torch.cat([weights, bias], dim=-1)
+
+
+def lda(support: Tensor, covariance: Tensor) -> Tensor:
+    """Linear discriminant analysis with a within-class covariance known beforehand.
+
+    Args:
+        support: `[B, N, K, D]`.
+        covariance: `[D, D]`, of base classes, already shrunk.
+    """
+    means = support.mean(-2)
+    solved = torch.linalg.solve(covariance, means.reshape(-1, means.shape[-1]).T).T.reshape(means.shape)
+    return torch.cat([solved, -(means * solved).sum(-1, keepdim=True) / 2], dim=-1)
+
+
+def logistic_regression(support: Tensor, inverse_strength: float, iterations: int = 300) -> Tensor:
+    """Multinomial logistic regression with an L2 penalty, by Nesterov's accelerated gradient.
+
+    Minimises the summed cross entropy + |W|^2 / (2 inverse_strength), the bias free, as scikit-learn does.
+
+    Args:
+        support: `[B, N, K, D]`.
+        inverse_strength: C.
+    """
+    batch, ways, shots, size = support.shape
+    features = F.pad(support.reshape(batch, ways * shots, size), (0, 1), value=1.0)
+    target = torch.eye(ways, dtype=support.dtype).repeat_interleave(shots, dim=0)
+    penalty = torch.full((size + 1,), 1 / inverse_strength, dtype=support.dtype)
+    penalty[-1] = 0
+    largest = torch.linalg.matrix_norm(features @ features.transpose(-1, -2), ord=2)
+    rate = (1 / (largest / 2 + 1 / inverse_strength)).reshape(-1, 1, 1)
+    head = torch.zeros(batch, ways, size + 1, dtype=support.dtype)
+    ahead, momentum = head, 1.0
+    for _ in range(iterations):
+        error = torch.softmax(features @ ahead.transpose(-1, -2), dim=-1) - target
+        moved = ahead - rate * (error.transpose(-1, -2) @ features + penalty * ahead)
+        following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
+        ahead = moved + (momentum - 1) / following * (moved - head)
+        head, momentum = moved, following
+    return head
+
+
+NORMALISERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "none": lambda features, mean: features,
+    "l2": lambda features, mean: F.normalize(features, dim=-1),
+    "center_l2": lambda features, mean: F.normalize(features - mean, dim=-1),
+}

@@ -1,0 +1,386 @@
+"""A bundle: a trained generator with its body, as a folder that is checked whenever it is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ltdi.bodies.loader import BodyConfig, build_body
+from ltdi.codec import Layout, Standardiser
+from ltdi.config import from_json, to_json
+from ltdi.denoisers.class_tokens import ClassTokensConfig
+from ltdi.denoisers.unet import UNetConfig
+from ltdi.errors import BundleNotFound, DamagedFile, InvalidConfig, InvalidFeatures, InvalidInput, UnsupportedInput
+from ltdi.files import digest, read_safetensors, write_bytes, write_json, write_safetensors
+from ltdi.generator import Calibration, FlatGenerator, Generator, ResidualGenerator
+from ltdi.heads import Head
+from ltdi.images import prepare_images
+from ltdi.pipeline import (
+    FeatureTask,
+    OnStage,
+    Options,
+    TaskEmbedding,
+    Timer,
+    embed_tasks,
+    generate_from_embedding,
+    generate_heads,
+)
+from ltdi.schedule import ScheduleConfig
+from ltdi.support import Limits, SupportSet
+
+FORMAT_VERSION = 1
+RECIPES = ("default", "paper")
+CONFIG, WEIGHTS, DIGEST, CARD = "config.json", "weights.safetensors", "digest", "card.json"
+
+
+@dataclass(frozen=True)
+class BundleConfig:
+    """What a bundle is; stored with it, and enough to build its modules.
+
+    Args:
+        head_sizes: `(D, N)` is open in N for the `default` recipe, where N is 0; `(D, H, N)` for `paper`.
+        fallback_margin: by how much the baseline must lead on the folds to be returned instead.
+    """
+
+    name: str
+    format_version: int = FORMAT_VERSION
+    recipe: str = "default"
+    body: BodyConfig = BodyConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    class_tokens: ClassTokensConfig | None = None
+    unet: UNetConfig | None = None
+    head_sizes: tuple[int, ...] = (256, 0)
+    limits: Limits = Limits()
+    calibration: Calibration = Calibration()
+    fallback_margin: float = 0.1
+
+
+def build_generator(config: BundleConfig) -> Generator:
+    """A generator with fresh parameters, as `config` says."""
+    size = config.head_sizes[0]
+    centre, scale = torch.zeros(size), torch.ones(size)
+    if config.recipe == "default":
+        if config.class_tokens is None:
+            raise InvalidConfig("the default recipe needs `class_tokens`", field="class_tokens")
+        codec = Standardiser(torch.zeros(size + 1), torch.ones(size + 1))
+        return ResidualGenerator(size, config.schedule, config.class_tokens, codec, centre, scale, config.calibration)
+    if config.recipe != "paper" or config.unet is None:
+        raise InvalidConfig(f"recipe {config.recipe!r} is unknown, or lacks its denoiser; known: {RECIPES}")
+    layout = Layout(config.head_sizes)
+    codec = Standardiser(torch.zeros(layout.length), torch.ones(layout.length))
+    return FlatGenerator(layout, config.schedule, config.unet, codec, centre, scale, config.calibration)
+
+
+@dataclass(frozen=True)
+class HeadRequest:
+    """One task of a batch, and what its caller chose.
+
+    Args:
+        task: a support set whose inputs are prepared images or features, or a task embedding.
+        options: seed, draws, check, fallback.
+    """
+
+    task: SupportSet | TaskEmbedding
+    options: Options = field(default_factory=Options)
+
+
+class Bundle:
+    """A trained generator and the frozen body it belongs to.
+
+    Build it with `load_bundle`; `Bundle(...)` itself is for those who train one.
+    """
+
+    def __init__(
+        self, config: BundleConfig, body: nn.Module, generator: Generator, *, digest: str = "", card: dict | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.config, self.digest, self.card = config, digest, card or {}
+        self.device = torch.device(device)
+        self.body = body.to(self.device).eval().requires_grad_(False)
+        self.generator = generator.to(self.device).eval().requires_grad_(False)
+
+    name = property(lambda self: self.config.name, doc="The bundle's name.")
+    limits = property(lambda self: self.config.limits, doc="What it takes in one task.")
+    feature_size = property(lambda self: self.config.head_sizes[0], doc="D, the size of features.")
+    input_kinds = property(lambda self: ("images", "features"), doc="What an example may be.")
+
+    @property
+    def fixed_ways(self) -> int | None:
+        """The only number of classes it takes; None where it takes any."""
+        return self.config.head_sizes[-1] or None
+
+    def prepare(self, inputs: Any) -> Tensor:
+        """Examples in the one form that digests and the body see.
+
+        Args:
+            inputs: features (a float array or tensor `[M, D]`), or images as `ltdi.images.prepare_images` takes them.
+
+        Returns:
+            `[M, D]` float32 features or `[M, S, S]` uint8 images.
+
+        Raises:
+            InvalidFeatures, InvalidImage: what is wrong with them.
+        """
+        if isinstance(inputs, np.ndarray):
+            inputs = torch.from_numpy(inputs) if inputs.dtype.kind in "fiu" else inputs.tolist()
+        if isinstance(inputs, Tensor) and (inputs.ndim == 2 or inputs.shape[-1:] == (self.feature_size,)):
+            return self._features(inputs)
+        if isinstance(inputs, Sequence) and inputs and isinstance(inputs[0], Tensor | np.ndarray) and inputs[0].ndim == 1:
+            return self._features(torch.stack([torch.as_tensor(row) for row in inputs]))
+        return prepare_images(inputs, self.config.body.image_size)
+
+    def _features(self, features: Tensor) -> Tensor:
+        if features.ndim != 2 or features.shape[1] != self.feature_size or not features.is_floating_point():
+            raise InvalidFeatures(
+                f"features have shape {list(features.shape)} and type {features.dtype}; "
+                f"bundle {self.name!r} takes floats [M, {self.feature_size}]",
+                field="support",
+            )
+        if not torch.isfinite(features).all():
+            raise InvalidFeatures("the features hold NaN or infinity; every number must be finite", field="support")
+        return features.detach().cpu().to(torch.float32).contiguous()
+
+    def support(
+        self, inputs: Any, labels: Sequence[str], *, classes: Sequence[str] | None = None,
+        descriptions: Mapping[str, str] | None = None, unlabelled: Any = None,
+    ) -> SupportSet:
+        """A checked task of this bundle.
+
+        Raises:
+            InvalidInput: any of its subclasses, with the field and the remedy.
+        """
+        for name, value in (("descriptions", descriptions), ("unlabelled", unlabelled)):
+            if value is not None and len(value):
+                raise UnsupportedInput(
+                    f"bundle {self.name!r} does not use {name}; leave them out", field=name
+                )
+        task = SupportSet.of(self.prepare(inputs), list(labels), classes=classes, limits=self.limits)
+        if self.fixed_ways not in (None, task.ways):
+            raise UnsupportedInput(
+                f"the task has {task.ways} classes; bundle {self.name!r} makes heads of {self.fixed_ways} classes only",
+                field="classes",
+            )
+        return task
+
+    @torch.inference_mode()
+    def embed(self, images: Any) -> Tensor:
+        """Features of images, `[M, D]`, float32 on the CPU; features come back as they are.
+
+        Args:
+            images: as for `prepare`.
+        """
+        prepared = self.prepare(images)
+        if prepared.dtype == torch.float32:
+            return prepared
+        parts = [
+            self.body(part.to(self.device).unsqueeze(1).float() / 255).float().cpu() for part in prepared.split(512)
+        ]
+        return torch.cat(parts) if parts else torch.zeros(0, self.feature_size)
+
+    def _feature_task(self, support: SupportSet) -> FeatureTask:
+        ordered = support.inputs[support.canonical.example_order]
+        return FeatureTask(support, self.embed(ordered).to(self.device))
+
+    def generate(
+        self, inputs: Any, labels: Sequence[str], *, seed: int = 0, classes: Sequence[str] | None = None,
+        descriptions: Mapping[str, str] | None = None, unlabelled: Any = None, draws: int = 1, check: bool = True,
+        fallback: str = "baseline", on_stage: OnStage | None = None,
+    ) -> Head:
+        """The head of a task.
+
+        Args:
+            inputs: images or features, one for each label.
+            labels: any strings.
+            seed: of the noise; the same seed gives the same bytes.
+            classes: the order of the head's rows; sorted labels where absent.
+            draws: chains to average.
+            check: measure `head.support_accuracy` on at most five folds.
+            fallback: `baseline` returns the baseline where the folds say that it is clearly better; `none` never.
+            on_stage: told the seconds of `embed`, `sample` and `check`.
+
+        Raises:
+            InvalidInput: what is wrong with the task.
+            GenerationFailed: a fault of the bundle.
+        """
+        options = Options(seed=seed, draws=draws, check=check, fallback=fallback)
+        support = self.support(
+            inputs, labels, classes=classes, descriptions=descriptions, unlabelled=unlabelled
+        )
+        return self.generate_many([HeadRequest(support, options)], on_stage=on_stage)[0]
+
+    def generate_many(self, requests: Sequence[HeadRequest], *, on_stage: OnStage | None = None) -> list[Head]:
+        """Heads of many tasks, those of equal ways sampled as one batch.
+
+        Raises:
+            UnsupportedInput: a task embedding of another bundle.
+            GenerationFailed: a fault of the bundle.
+        """
+        timer = Timer(on_stage)
+        facts = {"model": self.name, "bundle_digest": self.digest, "body": self.config.body.name}
+        heads: dict[int, Head] = {}
+        for i, request in enumerate(requests):
+            if isinstance(request.task, TaskEmbedding):
+                self._check_embedding(request.task)
+                heads[i] = generate_from_embedding(self.generator, request.task, request.options, facts, timer)
+        rest = [i for i in range(len(requests)) if i not in heads]
+        with timer.stage("embed"):
+            tasks = [self._feature_task(requests[i].task) for i in rest]  # type: ignore[arg-type]
+        made = generate_heads(
+            self.generator, tasks, [requests[i].options for i in rest], facts,
+            fallback_margin=self.config.fallback_margin, timer=timer,
+        )
+        heads.update(zip(rest, made, strict=True))
+        return [heads[i] for i in range(len(requests))]
+
+    def _check_embedding(self, task: TaskEmbedding) -> None:
+        if task.bundle_digest != self.digest:
+            raise UnsupportedInput(
+                f"the task embedding was made by bundle {task.bundle_digest[:12]}, this one is {self.digest[:12]}; "
+                "make it again with /embed",
+                field="task_embedding",
+            )
+        if self.fixed_ways not in (None, len(task.labels)):
+            raise UnsupportedInput(f"bundle {self.name!r} makes heads of {self.fixed_ways} classes only", field="classes")
+
+    def embed_task(self, support: SupportSet) -> TaskEmbedding:
+        """The task as the chain sees it, to generate from later."""
+        return embed_tasks(self.generator, self._feature_task(support), self.digest)
+
+    def save(self, folder: str | Path) -> str:
+        """Write `config.json`, `weights.safetensors`, `digest` and, where there is one, `card.json`.
+
+        Returns:
+            The digest.
+        """
+        folder = Path(folder)
+        tensors = {f"body.{k}": v for k, v in self.body.state_dict().items()}
+        tensors |= {f"generator.{k}": v for k, v in self.generator.state_dict().items()}
+        write_json(folder / CONFIG, to_json(self.config))
+        write_safetensors(folder / WEIGHTS, tensors, {"format": "ltdi.bundle"})
+        self.digest = _digest(folder)
+        write_bytes(folder / DIGEST, (self.digest + "\n").encode())
+        if self.card:
+            write_json(folder / CARD, self.card)
+        return self.digest
+
+
+def shipped_bundles() -> list[str]:
+    """Names that `load_bundle` knows without a path."""
+    try:
+        root = files("ltdi_bundles")
+    except ModuleNotFoundError:
+        return []
+    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and (entry / CONFIG).is_file())
+
+
+def load_bundle(name: str | Path, *, device: str = "auto") -> Bundle:
+    """A bundle, verified.
+
+    Args:
+        name: a shipped name (`omniglot`) or the path of a folder.
+        device: `auto` (CUDA where there is one), `cpu` or `cuda`.
+
+    Raises:
+        BundleNotFound: neither a shipped name nor a folder.
+        DamagedFile: wrong digest, missing or wrongly shaped tensors, NaN, an unknown version.
+    """
+    folder = _folder(name)
+    recorded = _read_text(folder / DIGEST).strip()
+    if recorded != _digest(folder):
+        raise DamagedFile(f"bundle {folder.name!r} does not match its digest; fetch or export it again")
+    try:
+        values = json.loads(_read_text(folder / CONFIG))
+        if values.get("format_version") != FORMAT_VERSION:
+            raise DamagedFile(
+                f"bundle {folder.name!r} has format_version {values.get('format_version')!r}; this library reads {FORMAT_VERSION}"
+            )
+        config = from_json(BundleConfig, values)
+        body, generator = build_body(config.body), build_generator(config)
+    except (ValueError, AttributeError, InvalidInput) as error:
+        raise DamagedFile(f"bundle {folder.name!r} has a config that cannot be used: {error}") from error
+    tensors, _ = read_safetensors(folder / WEIGHTS, "bundle's weights")
+    _fill(body, "body.", tensors)
+    _fill(generator, "generator.", tensors)
+    if tensors:
+        raise DamagedFile(f"bundle {folder.name!r} holds tensors it should not: {sorted(tensors)[:5]}")
+    return Bundle(config, body, generator, digest=recorded, card=_card(folder, recorded), device=resolve_device(device))
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` to a device.
+
+    Raises:
+        InvalidInput: an unknown name, or CUDA where there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda"):
+        raise InvalidInput(f"device is {device!r}; known: auto, cpu, cuda", field="device")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InvalidInput("device is 'cuda', but torch sees no CUDA device; use 'auto' or 'cpu'", field="device")
+    return torch.device(device)
+
+
+def library_version() -> str:
+    """The installed version, `0` in a bare checkout."""
+    try:
+        return version("ltdi")
+    except PackageNotFoundError:
+        return "0"
+
+
+def _folder(name: str | Path) -> Path:
+    shipped = shipped_bundles()
+    if str(name) in shipped:
+        return Path(str(files("ltdi_bundles") / str(name)))
+    if Path(name).is_dir():
+        return Path(name)
+    raise BundleNotFound(f"no bundle {str(name)!r}: shipped are {', '.join(shipped) or 'none'}, and no such folder exists")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedFile(f"the bundle's {path.name} cannot be read") from error
+
+
+def _digest(folder: Path) -> str:
+    try:
+        return digest(*((folder / name).read_bytes() for name in (CONFIG, WEIGHTS)))
+    except OSError as error:
+        raise DamagedFile(f"the bundle lacks {CONFIG} or {WEIGHTS}") from error
+
+
+def _card(folder: Path, recorded: str) -> dict[str, Any]:
+    if not (folder / CARD).exists():
+        return {}
+    try:
+        card = json.loads(_read_text(folder / CARD))
+    except ValueError as error:
+        raise DamagedFile(f"the bundle's {CARD} is not JSON") from error
+    if not isinstance(card, dict) or card.get("bundle_digest") != recorded:
+        raise DamagedFile(f"the bundle's {CARD} speaks of another digest; run `ltdi evaluate` on this bundle")
+    return card
+
+
+def _fill(module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> None:
+    """Strictly load what begins with `prefix`, and take it out of `tensors`."""
+    for name, own in module.state_dict().items():
+        found = tensors.pop(prefix + name, None)
+        if found is None:
+            raise DamagedFile(f"the bundle's weights lack tensor {prefix + name!r}")
+        if found.shape != own.shape or found.dtype != own.dtype:
+            raise DamagedFile(
+                f"tensor {prefix + name!r} is {list(found.shape)} {found.dtype}; expected {list(own.shape)} {own.dtype}"
+            )
+        own.copy_(found)

@@ -1,0 +1,97 @@
+"""The denoiser of the `paper` recipe: a one-dimensional U-Net over the flattened weights of a head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ltdi.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of the U-Net.
+
+    Args:
+        channels: of each level, outermost first; each level shortens the sequence by `stride`.
+        stride: of each level.
+        embedding: width of the embedding of time and task.
+        time: what the network is told, `t` or `t-k` (the paper writes both; `t-k` hides the segment).
+    """
+
+    channels: tuple[int, ...] = (16, 32, 64)
+    stride: int = 4
+    embedding: int = 128
+    time: str = "t"
+
+
+class UNet(nn.Module):
+    """eps_phi(x_t, t, task) on `[B, P]`, condition by FiLM in every block.
+
+    Args:
+        inputs: size of the flattened task embedding, N D.
+        length: P.
+    """
+
+    def __init__(self, config: UNetConfig, schedule: Schedule, inputs: int, length: int) -> None:
+        super().__init__()
+        self.length, self.stride = length, config.stride
+        self.padded = -(-length // config.stride ** len(config.channels)) * config.stride ** len(config.channels)
+        told = torch.arange(schedule.steps + 1)
+        self.told = told if config.time == "t" else (told - schedule.start_of_step).clamp_min(0)
+        width, channels = config.embedding, config.channels
+        self.time = nn.Embedding(schedule.steps + 1, width)
+        self.read_task = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
+        self.first = nn.Conv1d(1, channels[0], 5, padding=2)
+        pairs = list(zip(channels, channels[1:] + channels[-1:], strict=True))
+        self.blocks_down = nn.ModuleList(Block(a, width) for a, _ in pairs)
+        self.down = nn.ModuleList(nn.Conv1d(a, b, config.stride, stride=config.stride) for a, b in pairs)
+        self.middle = Block(channels[-1], width)
+        self.up = nn.ModuleList(nn.ConvTranspose1d(b, a, config.stride, stride=config.stride) for a, b in pairs)
+        self.blocks_up = nn.ModuleList(Block(a, width) for a, _ in pairs)
+        self.last = nn.Conv1d(channels[0], 1, 5, padding=2)
+        self.read_place = nn.Linear(width, length)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor, t: int | Tensor, condition: Tensor) -> Tensor:
+        """eps_phi, `[B, P]`.
+
+        Args:
+            x: `[B, P]`.
+            t: a step for all, or `[B]`.
+            condition: `[B, N D]`.
+        """
+        told = self.told[torch.as_tensor(t).cpu()].to(x.device)
+        task = self.read_task(condition)
+        state = F.silu(task + self.time(told))
+        h = self.first(F.pad(x, (0, self.padded - self.length)).unsqueeze(1))
+        skips = []
+        for block, down in zip(self.blocks_down, self.down, strict=True):
+            h = block(h, state)
+            skips.append(h)
+            h = down(h)
+        h = self.middle(h, state)
+        for block, up, skip in zip(reversed(self.blocks_up), reversed(self.up), reversed(skips), strict=True):
+            h = block(up(h) + skip, state)
+        return self.last(h).squeeze(1)[:, : self.length] + self.read_place(state)
+
+
+class Block(nn.Module):
+    """Two convolutions with group normalisation, FiLM between them, and a residual connection."""
+
+    def __init__(self, channels: int, embedding: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.GroupNorm(min(8, channels), channels) for _ in range(2))
+        self.convolutions = nn.ModuleList(nn.Conv1d(channels, channels, 3, padding=1) for _ in range(2))
+        self.film = nn.Linear(embedding, 2 * channels)
+
+    def forward(self, h: Tensor, state: Tensor) -> Tensor:
+        """`[B, channels, L]` to the same."""
+        gain, shift = self.film(state).unsqueeze(-1).chunk(2, dim=1)
+        inner = self.convolutions[0](F.silu(self.norms[0](h)))
+        inner = self.norms[1](inner) * (1 + gain) + shift
+        return h + self.convolutions[1](F.silu(inner))

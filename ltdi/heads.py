@@ -1,0 +1,215 @@
+"""A classifier head: the module, its file, and nothing else that a user has to keep."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ltdi.errors import DamagedFile, InvalidFeatures
+from ltdi.files import read_safetensors, write_bytes
+
+FORMAT = "ltdi.head"
+FORMAT_VERSION = "1"
+NORMALISATIONS = ("none", "l2", "center_l2")
+ACTIVATIONS = ("none", "relu")
+
+
+class Head(nn.Module):
+    """One or two linear layers over features, with labels.
+
+    A feature is first normalised (`none`; `l2`: divided by its length; `center_l2`: `feature_mean`
+    subtracted, then divided by its length), then goes through the layers, ReLU between two.
+
+    Args:
+        weights: weight `[out, in]` and bias `[out]` of each layer, first to last.
+        labels: the class of each row of the last layer.
+        normalise: what is done to a feature before the first layer.
+        feature_mean: `[D]`, for `center_l2`.
+        temperature: logits are divided by it in `predict_proba`.
+        metadata: further facts written with the head (strings, or values that JSON can hold).
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[tuple[Tensor, Tensor]],
+        labels: Sequence[str],
+        *,
+        normalise: str = "none",
+        feature_mean: Tensor | None = None,
+        temperature: float = 1.0,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_linear(weight, bias) for weight, bias in weights)
+        self.labels = list(labels)
+        self.normalise = normalise
+        self.temperature = float(temperature)
+        self.metadata = dict(metadata or {})
+        self.register_buffer("feature_mean", feature_mean)
+
+    @property
+    def feature_size(self) -> int:
+        """D, the size of the features it takes."""
+        return self.layers[0].in_features
+
+    @property
+    def support_accuracy(self) -> float | None:
+        """Held-out accuracy of heads generated from parts of the support; None where no class has two examples."""
+        return self.metadata.get("support_accuracy")
+
+    @property
+    def baseline_support_accuracy(self) -> float | None:
+        """The same for the baseline: what would have cost nothing."""
+        return self.metadata.get("baseline_support_accuracy")
+
+    @property
+    def method(self) -> str:
+        """`generated`, or `baseline` where the baseline was returned instead."""
+        return self.metadata.get("method", "generated")
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `[..., N]` of features `[..., D]`.
+
+        Raises:
+            InvalidFeatures: features of another size.
+        """
+        if features.shape[-1] != self.feature_size:
+            raise InvalidFeatures(
+                f"features have size {features.shape[-1]}; this head takes {self.feature_size}", field="features"
+            )
+        x = features
+        if self.normalise == "center_l2":
+            x = x - self.feature_mean
+        if self.normalise != "none":
+            x = F.normalize(x, dim=-1)
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+    @torch.inference_mode()
+    def predict_proba(self, features: Tensor) -> Tensor:
+        """Calibrated class probabilities, `[..., N]`."""
+        return torch.softmax(self(features) / self.temperature, dim=-1)
+
+    @torch.inference_mode()
+    def predict(self, features: Tensor) -> list[str]:
+        """The label of each feature in `[M, D]`."""
+        return [self.labels[row] for row in self(features).argmax(-1).tolist()]
+
+    def to_bytes(self) -> bytes:
+        """The head as a safetensors file; the same head gives the same bytes."""
+        return save(self._tensors(), self.file_metadata())
+
+    def save(self, path: str | Path) -> None:
+        """Write the head as a safetensors file, atomically."""
+        write_bytes(Path(path), self.to_bytes())
+
+    def file_metadata(self) -> dict[str, str]:
+        """The metadata of the file: all strings, JSON where structured."""
+        facts = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "labels": json.dumps(self.labels, ensure_ascii=False),
+            "normalise": self.normalise,
+            "activation": "relu" if len(self.layers) > 1 else "none",
+            "temperature": repr(self.temperature),
+        }
+        rest = {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.metadata.items()}
+        return dict(sorted((rest | facts).items()))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        if len(self.layers) == 1:
+            tensors = {"weight": self.layers[0].weight, "bias": self.layers[0].bias}
+        else:
+            tensors = {f"layers.{name}": value for name, value in self.layers.state_dict().items()}
+        if self.feature_mean is not None:
+            tensors["feature_mean"] = self.feature_mean
+        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A linear layer that holds these tensors; nothing is initialised that is thrown away."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.bias = nn.Parameter(bias, requires_grad=False)
+    return layer
+
+
+def load_head(source: str | Path | bytes) -> Head:
+    """A head from a file or from its bytes.
+
+    Raises:
+        DamagedFile: not safetensors, not a head, a missing or wrongly shaped tensor, NaN, an unknown version.
+    """
+    tensors, metadata = read_safetensors(source, "head")
+    if metadata.get("format") != FORMAT:
+        raise DamagedFile(f"not a head: its metadata says format={metadata.get('format')!r}, expected {FORMAT!r}")
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise DamagedFile(
+            f"head of format_version {metadata.get('format_version')!r}; this library reads {FORMAT_VERSION!r}"
+        )
+    try:
+        labels = json.loads(metadata["labels"])
+        temperature = float(metadata["temperature"])
+        normalise, activation = metadata["normalise"], metadata["activation"]
+    except (KeyError, ValueError) as error:
+        raise DamagedFile(f"the head's metadata is incomplete or malformed: {error}") from error
+    if normalise not in NORMALISATIONS or activation not in ACTIVATIONS or not temperature > 0:
+        raise DamagedFile(
+            f"the head asks for normalise={normalise!r}, activation={activation!r}, temperature={temperature}; "
+            f"known are {NORMALISATIONS}, {ACTIVATIONS} and temperatures above 0"
+        )
+    weights = _layers(tensors, labels)
+    known = {"format", "format_version", "labels", "normalise", "activation", "temperature"}
+    return Head(
+        weights,
+        labels,
+        normalise=normalise,
+        feature_mean=_feature_mean(tensors, normalise, weights[0][0].shape[1]),
+        temperature=temperature,
+        metadata={k: _value(k, v) for k, v in metadata.items() if k not in known},
+    )
+
+
+TEXT_FIELDS = frozenset({"model", "bundle_digest", "body", "support_digest", "method"})
+
+
+def _value(key: str, text: str) -> Any:
+    if key in TEXT_FIELDS:
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _layers(tensors: dict[str, Tensor], labels: Any) -> list[tuple[Tensor, Tensor]]:
+    names = [("weight", "bias")] if "weight" in tensors else [
+        (f"layers.{i}.weight", f"layers.{i}.bias") for i in range(2)
+    ]
+    expected = {name for pair in names for name in pair}
+    if set(tensors) - {"feature_mean"} != expected:
+        raise DamagedFile(f"the head holds tensors {sorted(tensors)}; expected {sorted(expected)}")
+    weights = [(tensors[w], tensors[b]) for w, b in names]
+    inputs = None
+    for weight, bias in weights:
+        if weight.ndim != 2 or bias.shape != weight.shape[:1] or inputs not in (None, weight.shape[1]):
+            raise DamagedFile(f"weight {list(weight.shape)} and bias {list(bias.shape)} do not make a layer")
+        inputs = weight.shape[0]
+    if not isinstance(labels, list) or len(labels) != inputs or not all(isinstance(x, str) for x in labels):
+        raise DamagedFile(f"the head has {inputs} rows; its labels must be as many strings")
+    return weights
+
+
+def _feature_mean(tensors: dict[str, Tensor], normalise: str, size: int) -> Tensor | None:
+    mean = tensors.get("feature_mean")
+    if (mean is not None) != (normalise == "center_l2") or (mean is not None and mean.shape != (size,)):
+        raise DamagedFile(f"feature_mean [{size}] must be there exactly where normalise is 'center_l2'")
+    return mean

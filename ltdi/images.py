@@ -1,0 +1,115 @@
+"""Images as callers have them, to the one form that a body reads."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ltdi.errors import InvalidImage
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_PIXELS = 16_000_000
+
+
+def prepare_images(images: Tensor | np.ndarray | Iterable[Any], size: int) -> Tensor:
+    """Grey squares with ink 255 on paper 0, whatever the caller's images look like.
+
+    Each image is made grey, padded to a square with the colour of its border, resized to `size`
+    (averaging where it shrinks, bilinear where it grows), and turned so that the border is dark.
+
+    Args:
+        images: a tensor or array `[M, H, W]`, `[M, 1, H, W]` or `[M, 3, H, W]` (uint8, or float in 0..1),
+            or a list of such images, PIL images, paths, or encoded PNG, JPEG or WebP files.
+        size: side in pixels.
+
+    Returns:
+        `[M, size, size]`, uint8.
+
+    Raises:
+        InvalidImage: something that is no image; `field` names which.
+    """
+    if isinstance(images, (str, bytes, PathLike)):
+        raise InvalidImage("images must be a list or an array of images, not one of them", field="support")
+    prepared = [_prepare(image, size, f"support/{i}") for i, image in enumerate(images)]
+    if not prepared:
+        return torch.zeros(0, size, size, dtype=torch.uint8)
+    return torch.from_numpy(np.stack(prepared))
+
+
+def _prepare(image: Any, size: int, field: str) -> np.ndarray:
+    if isinstance(image, (Tensor, np.ndarray)):
+        grey = _from_array(np.asarray(image), field)
+    elif isinstance(image, Image.Image):
+        grey = _to_grey(image)
+    elif isinstance(image, (bytes, str, PathLike)):
+        grey = _to_grey(_decode(image, field))
+    else:
+        raise InvalidImage(f"item is a {type(image).__name__}, not an image", field=field)
+    if 0 in grey.shape:
+        raise InvalidImage(f"image has size {grey.shape[1]} x {grey.shape[0]}; both sides must be at least 1", field=field)
+    if grey.shape != (size, size):
+        grey = _resize(_square(grey), size)
+    return 255 - grey if _border(grey).mean() > 127 else grey
+
+
+def _from_array(array: np.ndarray, field: str) -> np.ndarray:
+    if array.ndim == 3 and array.shape[0] in (1, 3):
+        array = array.mean(0) if array.shape[0] == 3 else array[0]
+    if array.ndim != 2:
+        raise InvalidImage(f"image array has shape {list(array.shape)}; expected [H, W], [1, H, W] or [3, H, W]", field=field)
+    if array.dtype == np.uint8:
+        return array
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise InvalidImage("image array holds NaN or infinity", field=field)
+    if array.size and (array.min() < 0 or array.max() > 255):
+        raise InvalidImage("image array must hold uint8, or floats in 0..1", field=field)
+    return np.rint(array * 255 if not array.size or array.max() <= 1 else array).astype(np.uint8)
+
+
+def _decode(source: bytes | str | PathLike[str], field: str) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else Path(source), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise InvalidImage(
+                f"image has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded", field=field
+            )
+        image.load()
+        return image
+    except InvalidImage:
+        raise
+    except Exception as error:  # Pillow raises many types for damaged files
+        raise InvalidImage(f"not a readable PNG, JPEG or WebP image: {error}".split(" <")[0], field=field) from error
+
+
+def _to_grey(image: Image.Image) -> np.ndarray:
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.array(image.convert("L"))
+
+
+def _border(grey: np.ndarray) -> np.ndarray:
+    return np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+
+
+def _square(grey: np.ndarray) -> np.ndarray:
+    height, width = grey.shape
+    side = max(height, width)
+    square = np.full((side, side), int(np.median(_border(grey))), dtype=np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = grey
+    return square
+
+
+def _resize(square: np.ndarray, size: int) -> np.ndarray:
+    how = Image.Resampling.BOX if square.shape[0] >= size else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(square).resize((size, size), how))

@@ -1,0 +1,79 @@
+"""Omniglot: 1623 handwritten characters of 50 alphabets, 20 drawings each (Lake et al., 2015; MIT)."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ltdi.errors import DataMissing
+from training.data.dataset import ClassImages
+
+PARTS = ("train", "val", "test")
+DRAWINGS = 20
+PACKED_NAME = "omniglot.npz"
+FOLDERS = ("images_background", "images_evaluation")
+
+
+def load_omniglot(data: Path, part: str, image_size: int = 28) -> ClassImages:
+    """One part of the split of Vinyals et al. (2016), each rotation of a character a class of its own.
+
+    Args:
+        data: the folder given to `torchvision.datasets.Omniglot(root)`, its `omniglot-py` folder,
+            or a packed `omniglot.npz` (or a folder that holds one).
+        part: `train` (1028 characters), `val` (172) or `test` (423); times four rotations.
+        image_size: side in pixels, resized by box averaging from 105.
+
+    Raises:
+        DataMissing: neither form lies at `data`; the message says how to get it.
+    """
+    characters = json.loads((files("training") / "splits" / "omniglot_vinyals.json").read_text())[part]
+    drawings = _read(Path(data), image_size)
+    upright = torch.stack([drawings[name] for name in characters])
+    turned = torch.cat([torch.rot90(upright, turns, (2, 3)) for turns in range(4)])
+    names = [f"{name}@{90 * turns}" for turns in range(4) for name in characters]
+    return ClassImages(images=turned.contiguous(), names=names)
+
+
+def _read(data: Path, image_size: int) -> dict[str, Tensor]:
+    """`Alphabet/characterNN` to its drawings, `[20, size, size]`, uint8, ink 255."""
+    packed = data if data.is_file() else data / PACKED_NAME
+    if packed.is_file():
+        return _read_packed(packed, image_size)
+    for root in (data / "omniglot-py", data):
+        if all((root / folder).is_dir() for folder in FOLDERS):
+            return _read_folders(root, image_size)
+    raise DataMissing(
+        f"no Omniglot at {data}: give the folder that torchvision.datasets.Omniglot(root, download=True) "
+        f"filled for background=True and background=False, or a packed {PACKED_NAME}",
+        field="data",
+    )
+
+
+def _read_packed(path: Path, image_size: int) -> dict[str, Tensor]:
+    with np.load(path) as pack:
+        bits, class_id, drawer = pack["images_bits"], pack["class_id"], pack["drawer"]
+        alphabets, class_alphabet = pack["alphabet_names"], pack["class_alphabet"]
+        names = [f"{alphabets[a]}/{c}" for a, c in zip(class_alphabet, pack["class_character"], strict=True)]
+    order = np.lexsort((drawer, class_id))
+    ink = np.unpackbits(bits[order], axis=1)[:, : 105 * 105].reshape(-1, 105, 105) * np.uint8(255)
+    small = np.stack([_resize(Image.fromarray(image), image_size) for image in ink])
+    by_class = torch.from_numpy(small).reshape(-1, DRAWINGS, image_size, image_size)
+    return dict(zip(names, by_class, strict=True))
+
+
+def _read_folders(root: Path, image_size: int) -> dict[str, Tensor]:
+    drawings = {}
+    for folder in sorted(path for part in FOLDERS for path in (root / part).glob("*/character*")):
+        images = [255 - _resize(Image.open(file).convert("L"), image_size) for file in sorted(folder.glob("*.png"))]
+        drawings[f"{folder.parent.name}/{folder.name}"] = torch.from_numpy(np.stack(images))
+    return drawings
+
+
+def _resize(image: Image.Image, size: int) -> np.ndarray:
+    return np.asarray(image.resize((size, size), Image.Resampling.BOX))
