@@ -1,6 +1,6 @@
 """Weights on demand: classifier heads from a few examples, by trajectory diffusion."""
 
-from ltdi.bundle import Bundle, HeadRequest, load_bundle, shipped_bundles
+from ltdi.bundle import Bundle, HeadRequest, library_version, load_bundle, shipped_bundles
 from ltdi.errors import (
     BundleNotFound,
     DamagedFile,
@@ -15,6 +15,7 @@ from ltdi.errors import (
     TooFewClasses,
     UnsupportedInput,
 )
+from ltdi.files import safetensors_bytes
 from ltdi.heads import Head, load_head
 from ltdi.pipeline import Options, TaskEmbedding
 from ltdi.support import SupportSet
@@ -38,7 +39,9 @@ __all__ = [
     "TaskEmbedding",
     "TooFewClasses",
     "UnsupportedInput",
+    "library_version",
     "load_bundle",
     "load_head",
+    "safetensors_bytes",
     "shipped_bundles",
 ]

@@ -132,7 +132,7 @@ class Bundle:
         """
         if isinstance(inputs, np.ndarray):
             inputs = torch.from_numpy(inputs) if inputs.dtype.kind in "fiu" else inputs.tolist()
-        if isinstance(inputs, Tensor) and (inputs.ndim == 2 or inputs.shape[-1:] == (self.feature_size,)):
+        if isinstance(inputs, Tensor) and inputs.ndim <= 2:
             return self._features(inputs)
         if isinstance(inputs, Sequence) and inputs and isinstance(inputs[0], Tensor | np.ndarray) and inputs[0].ndim == 1:
             return self._features(torch.stack([torch.as_tensor(row) for row in inputs]))

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from ltdi.errors import DamagedFile
 
+ARCHIVES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool)
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
@@ -34,10 +37,22 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def safetensors_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file; the same tensors and metadata give the same bytes.
+
+    The library's own writer takes metadata in the random order of a hash map, so the header is written here.
+    """
+    plain = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    end = 8 + int.from_bytes(plain[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items()))} | json.loads(plain[8:end])
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + plain[end:]
+
+
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Tensors and their metadata; metadata values are strings, JSON where structured."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(contiguous, metadata))
+    write_bytes(path, safetensors_bytes(tensors, metadata))
 
 
 def read_safetensors(source: str | Path | bytes, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -53,18 +68,32 @@ def read_safetensors(source: str | Path | bytes, what: str) -> tuple[dict[str, T
         content = source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as error:
         raise DamagedFile(f"the {what} cannot be read: {error.strerror}") from error
-    if content[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+    if content[:2] in ARCHIVES and content[8:9] != b"{":  # a header's length can begin with the same bytes
         raise DamagedFile(f"the {what} is a pickle or zip archive, not safetensors; it was not opened")
     try:
         tensors = load(content)
         length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+        metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DamagedFile(f"the {what} is not a whole safetensors file: {error}") from error
     for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise DamagedFile(f"tensor {name!r} of the {what} is {tensor.dtype}; known: {', '.join(map(str, DTYPES))}")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise DamagedFile(f"tensor {name!r} of the {what} holds NaN or infinity")
     return tensors, metadata
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text that others wrote.
+
+    Raises:
+        ValueError: it is not JSON, or nested too deep to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("JSON nested too deep") from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltdi.errors import DamagedFile, InvalidFeatures
-from ltdi.files import read_safetensors, write_bytes
+from ltdi.files import read_safetensors, safetensors_bytes, write_bytes
 
 FORMAT = "ltdi.head"
 FORMAT_VERSION = "1"
@@ -105,7 +104,7 @@ class Head(nn.Module):
 
     def to_bytes(self) -> bytes:
         """The head as a safetensors file; the same head gives the same bytes."""
-        return save(self._tensors(), self.file_metadata())
+        return safetensors_bytes(self._tensors(), self.file_metadata())
 
     def save(self, path: str | Path) -> None:
         """Write the head as a safetensors file, atomically."""
@@ -131,7 +130,7 @@ class Head(nn.Module):
             tensors = {f"layers.{name}": value for name, value in self.layers.state_dict().items()}
         if self.feature_mean is not None:
             tensors["feature_mean"] = self.feature_mean
-        return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        return tensors
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -50,26 +50,26 @@ class ClassTokens(nn.Module):
         self.encoder = nn.ModuleList(Layer(width, config.heads) for _ in range(config.encoder_layers))
         self.read_x = nn.Linear(outputs, width, bias=False)
         self.layers = nn.ModuleList(Layer(width, config.heads) for _ in range(config.layers))
-        self.time = nn.Parameter(torch.randn(schedule.steps + 1, 3 * width) * 0.02)
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.shift = nn.Parameter(torch.randn(schedule.steps + 1, width) * 0.02)
+        self.gain = nn.Parameter(torch.ones(schedule.steps + 1, config.layers + 1, width))
         self.answer = nn.Linear(width, outputs)
         nn.init.zeros_(self.answer.weight)
         nn.init.zeros_(self.answer.bias)
 
     def condition(self, task: Tensor) -> Tensor:
-        """What every step needs of the task embedding `[B, N, C]`: `[B, N, width]`."""
+        """What the steps need of the task embedding `[B, N, C]`: `[T + 1, B, N, width]`, one for each t."""
         h = self.read_task(self.dropout(task))
         for layer in self.encoder:
             h = layer(h)
-        return h
+        return h + self.shift[:, None, None]
 
     def waypoint(self, x: Tensor, t: int, condition: Tensor) -> Tensor:
         """The network's answer: the waypoint that step t leads to, `[B, N, D + 1]`."""
-        shift, gain, last_gain = self.time[t].chunk(3)
-        h = self.read_x(x) + condition + shift
-        for layer in self.layers:
+        h = torch.addmm(condition[t].flatten(0, 1), x.flatten(0, 1), self.read_x.weight.T).view(condition.shape[1:])
+        gains = self.gain[t].unbind()
+        for layer, gain in zip(self.layers, gains, strict=False):
             h = layer(h, gain)
-        return self.answer(self.norm(h) * (1 + last_gain))
+        return self.answer(F.layer_norm(h, gains[-1].shape, gains[-1]))
 
     def forward(self, x: Tensor, t: int, condition: Tensor) -> Tensor:
         """eps_phi at x `[B, N, D + 1]` and step t, `[B, N, D + 1]`."""
@@ -78,7 +78,10 @@ class ClassTokens(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pre-norm attention over classes and a two-layer perceptron."""
+    """Pre-norm attention over classes and a two-layer perceptron.
+
+    Linear maps are applied through `functional`: at these sizes the cost of a call is what counts.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -91,12 +94,13 @@ class Layer(nn.Module):
         self.down = nn.Linear(2 * width, width)
 
     def forward(self, h: Tensor, gain: Tensor | None = None) -> Tensor:
-        """`[B, N, width]` to the same; `gain` `[width]` scales the normalised tokens (FiLM by t)."""
-        normed = self.norm(h)
-        if gain is not None:
-            normed = normed * (1 + gain)
+        """`[B, N, width]` to the same; `gain` `[width]` is the normalisation's, instead of its own (FiLM by t)."""
         batch, ways, width = h.shape
-        q, k, v = self.to_qkv(normed).view(batch, ways, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        weight = self.norm.weight if gain is None else gain
+        qkv = F.linear(F.layer_norm(h, (width,), weight, self.norm.bias), self.to_qkv.weight)
+        q, k, v = qkv.view(batch, ways, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, ways, width)
-        h = h + self.from_heads(mixed)
-        return h + self.down(F.gelu(self.up(self.norm_mlp(h)), approximate="tanh"))
+        h = h + F.linear(mixed, self.from_heads.weight, self.from_heads.bias)
+        inner = F.layer_norm(h, (width,), self.norm_mlp.weight, self.norm_mlp.bias)
+        inner = F.gelu(F.linear(inner, self.up.weight, self.up.bias), approximate="tanh")
+        return h + F.linear(inner, self.down.weight, self.down.bias)

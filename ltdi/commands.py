@@ -1,0 +1,206 @@
+"""The library's own subcommands: make a head from a folder of images, and say which bundles there are."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ltdi.bundle import Bundle, load_bundle, shipped_bundles
+from ltdi.errors import EmptySupport, InvalidImage, InvalidInput, InvalidSupport
+from ltdi.files import read_safetensors
+from ltdi.heads import Head
+from ltdi.pipeline import FALLBACKS
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A task as it lies on disk.
+
+    Args:
+        inputs: paths of images, or features `[M, D]`.
+        labels: one for each.
+    """
+
+    inputs: list[Path] | Tensor
+    labels: list[str]
+
+
+def read_folder(folder: Path) -> Examples:
+    """The images of `FOLDER/LABEL/*.png` (JPEG and WebP too), sorted; names that begin with a dot are left out.
+
+    Raises:
+        InvalidInput: no such folder.
+        EmptySupport: it holds no folder of images.
+        InvalidSupport: a class without an image.
+    """
+    if not folder.is_dir():
+        raise InvalidInput(f"{str(folder)!r} is not a folder; give one that holds a folder of images for each class")
+    classes = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    if not classes:
+        raise EmptySupport(f"{str(folder)!r} holds no folders; put the images of each class into a folder of its name")
+    found = [(path, of.name) for of in classes for path in _images(of)]
+    return Examples([path for path, _ in found], [label for _, label in found])
+
+
+def _images(folder: Path) -> list[Path]:
+    paths = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+    if not paths:
+        raise InvalidSupport(
+            f"class {folder.name!r} has no image; give it at least one of {', '.join(SUFFIXES)}, or remove its folder"
+        )
+    return paths
+
+
+def read_features(path: Path) -> Examples:
+    """The examples of a safetensors file with `features [M, D]` and `labels [M]` (integers).
+
+    Labels are names where the metadata holds `classes`, a JSON list; else the integers themselves.
+
+    Raises:
+        DamagedFile: not a safetensors file.
+        InvalidInput: tensors are missing or do not fit.
+    """
+    tensors, metadata = read_safetensors(path, "feature file")
+    if not {"features", "labels"} <= set(tensors):
+        raise InvalidInput(f"{path.name} holds {sorted(tensors)}; it needs `features` [M, D] and `labels` [M]")
+    features, labels = tensors["features"], tensors["labels"]
+    if labels.ndim != 1 or labels.is_floating_point():
+        raise InvalidInput(f"`labels` of {path.name} has shape {list(labels.shape)} and type {labels.dtype}; "
+                           "it must be a row of integers")
+    names = _class_names(metadata, path.name)
+    if names and not all(0 <= row < len(names) for row in labels.tolist()):
+        raise InvalidInput(f"`labels` of {path.name} must lie in 0..{len(names) - 1}, as `classes` has {len(names)} names")
+    return Examples(features, [names[row] if names else str(row) for row in labels.tolist()])
+
+
+def _class_names(metadata: dict[str, str], file: str) -> list[str]:
+    try:
+        names = json.loads(metadata.get("classes", "[]"))
+    except ValueError as error:
+        raise InvalidInput(f"`classes` in the metadata of {file} is not JSON; write a list of names") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InvalidInput(f"`classes` in the metadata of {file} is not a list of names")
+    return names
+
+
+def generate(argv: Sequence[str]) -> int:
+    """Make a classifier head from a folder of images, one folder for each class."""
+    options = _generate_parser().parse_args(argv)
+    if (options.folder is None) == (options.features is None):
+        raise InvalidInput("give either a folder of images or --features FILE, not both and not neither")
+    examples = read_folder(options.folder) if options.folder else read_features(options.features)
+    bundle = load_bundle(options.bundle, device=options.device)
+    seconds: Counter[str] = Counter()
+    started = time.perf_counter()
+    head = _generate(bundle, examples, options, lambda name, took: seconds.update({name: took}))
+    seconds["total"] = time.perf_counter() - started
+    head.save(options.out)
+    facts = _facts(head, examples, seconds, options.out)
+    print(json.dumps(facts, ensure_ascii=False, indent=2) if options.json else _head_report(facts))
+    return 0
+
+
+def _generate_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ltdi generate", description=generate.__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="holds one folder of images per class")
+    parser.add_argument("--features", type=Path, metavar="FILE", help="a safetensors file with features and labels")
+    parser.add_argument("--bundle", default="omniglot", help="a shipped name or the path of a folder (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("head.safetensors"), help="where to write it (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise; the same seed, the same bytes (%(default)s)")
+    parser.add_argument("--draws", type=int, default=1, help="chains to average (%(default)s)")
+    parser.add_argument("--no-check", dest="check", action="store_false", help="leave out the accuracy on folds")
+    parser.add_argument("--fallback", choices=FALLBACKS, default="baseline",
+                        help="what comes back where the folds say that the baseline is better (%(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the facts as JSON")
+    return parser
+
+
+def _generate(bundle: Bundle, examples: Examples, options: argparse.Namespace, on_stage: Any) -> Head:
+    try:
+        return bundle.generate(
+            examples.inputs, examples.labels, seed=options.seed, draws=options.draws, check=options.check,
+            fallback=options.fallback, on_stage=on_stage,
+        )
+    except InvalidImage as error:
+        raise InvalidImage(f"{_file_of(error, examples)}: {error}", field=error.field) from error
+
+
+def _file_of(error: InvalidImage, examples: Examples) -> str:
+    place = (error.field or "").removeprefix("support/")
+    return str(examples.inputs[int(place)]) if place.isdecimal() else "an image"
+
+
+def _facts(head: Head, examples: Examples, seconds: Counter[str], out: Path) -> dict[str, Any]:
+    counts = Counter(examples.labels)
+    return {
+        "labels": head.labels,
+        "examples": {label: counts[label] for label in head.labels},
+        "method": head.method,
+        "support_accuracy": head.support_accuracy,
+        "baseline_support_accuracy": head.baseline_support_accuracy,
+        "timings_ms": {name: round(1000 * value, 3) for name, value in seconds.items()},
+        "bundle": head.metadata["model"],
+        "bundle_digest": head.metadata["bundle_digest"],
+        "out": str(out),
+        "bytes": out.stat().st_size,
+    }
+
+
+def _head_report(facts: dict[str, Any]) -> str:
+    accuracy, baseline = facts["support_accuracy"], facts["baseline_support_accuracy"]
+    measured = (
+        "not measured: it takes two examples of a class, and the check" if accuracy is None
+        else f"{accuracy:.1%} on held-out examples; the baseline {baseline:.1%}"
+    )
+    stages = ", ".join(f"{name} {value:.1f}" for name, value in facts["timings_ms"].items() if name != "total")
+    return "\n".join([
+        f"labels    {', '.join(facts['labels'])}",
+        f"examples  {sum(facts['examples'].values())} of {len(facts['labels'])} classes",
+        f"method    {facts['method']}, by bundle {facts['bundle']} ({facts['bundle_digest'][:12]})",
+        f"accuracy  {measured}",
+        f"time      {facts['timings_ms']['total']:.1f} ms ({stages})",
+        f"head      {facts['out']} ({facts['bytes'] / 1000:.1f} kB)",
+    ])
+
+
+def bundles(argv: Sequence[str]) -> int:
+    """List the bundles that ship, or show one with its card."""
+    parser = argparse.ArgumentParser(prog="ltdi bundles", description=bundles.__doc__)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a shipped name or the path of a folder")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(argv)
+    if options.name is not None:
+        bundle = load_bundle(options.name, device="cpu")
+        facts = describe(bundle) | {"card": bundle.card}
+        print(_json(facts) if options.json else _bundle_report(facts))
+        return 0
+    found = [describe(load_bundle(name, device="cpu")) for name in shipped_bundles()]
+    print(_json(found) if options.json else _table(found))
+    return 0
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """What a bundle is, for people and for JSON."""
+    limits = bundle.limits
+    return {
+        "name": bundle.name,
+        "recipe": bundle.config.recipe,
+        "ways": [bundle.fixed_ways or 2, bundle.fixed_ways or limits.max_ways],
+        "shots": [1, limits.max_shots],
+        "max_examples": limits.max_examples,
+        "body": bundle.config.body.name,
+        "feature_size": bundle.feature_size,
+        "digest": bundle.digest,
+        "accuracy": measured(bundle.card),
+    }

@@ -1,0 +1,71 @@
+"""The model card of a bundle, and tables as Markdown."""
+
+from __future__ import annotations
+
+from ltdi.bundle import Bundle
+from training.configs.experiment import Experiment
+
+
+def card_of(experiment: Experiment, bundle: Bundle, result: dict) -> dict:
+    """What a user should know of a bundle, with the figures of `ltdi evaluate`.
+
+    Returns:
+        JSON-ready: `bundle_digest`, `accuracy` by protocol (generated, closed form, difference), and `text`.
+    """
+    measured = {
+        column["protocol"]: {
+            "generated": column["accuracy"]["generated, seed 0"],
+            "closed_form": column["accuracy"][column["closed_form"]] | {"name": column["closed_form"]},
+            "difference": column["difference"],
+        }
+        for column in result["columns"]
+    }
+    return {
+        "bundle_digest": bundle.digest,
+        "config": experiment.name,
+        "recipe": experiment.recipe,
+        "data": experiment.data,
+        "terms": experiment.terms,
+        "commit": result["commit"],
+        "accuracy": measured,
+        "text": _text(experiment, bundle),
+    }
+
+
+def _text(experiment: Experiment, bundle: Bundle) -> str:
+    ways = f"{bundle.fixed_ways}" if bundle.fixed_ways else f"2 to {bundle.limits.max_ways}"
+    return (
+        f"# Bundle `{bundle.name}`\n\n"
+        f"Recipe `{experiment.recipe}`, {ways} classes, body {bundle.config.body.name} "
+        f"({bundle.feature_size} features). Trained on {experiment.terms or experiment.data}: training characters "
+        "only, in four rotations; strength, temperature and fallback margin fitted on validation characters; "
+        "test characters used for this card alone.\n\n"
+        "It reads small grey drawings of single symbols, 28 x 28 after preparation, in any polarity. It has "
+        "seen handwriting by pen only: on photographs, textures or words its features say little, and the "
+        "baseline's support accuracy beside each head is the first thing to look at."
+    )
+
+
+def markdown_table(columns: list[dict]) -> str:
+    """Accuracies and paired differences, percent, with 95 % intervals; a column for each protocol."""
+    names = [c["protocol"] for c in columns]
+    rows = [["", *names], ["---"] * (len(names) + 1)]
+    rows.append(["generated head", *(_estimate(c["accuracy"]["generated, seed 0"]) for c in columns)])
+    rows.append(["best closed form", *(_estimate(c["accuracy"][c["closed_form"]]) for c in columns)])
+    rows.append(["which", *(c["closed_form"] for c in columns)])
+    rows.append(["difference, paired", *(_signed(c["difference"]) for c in columns)])
+    for seed in sorted({s for c in columns for s in c["difference_by_seed"]} - {"0"}):
+        rows.append([f"difference, training seed {seed}", *(_signed(c["difference_by_seed"][seed]) for c in columns)])
+    if "other_body" in columns[0]:
+        rows.append(["class-mean body: closed form", *(_estimate(c["other_body"]["accuracy"]) for c in columns)])
+        rows.append(["difference to it, paired", *(_signed(c["other_body"]["difference"]) for c in columns)])
+    rows.append(["errors removed", *(f"{100 * c['errors_removed']:.1f} %" for c in columns)])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _estimate(value: dict) -> str:
+    return f"{value['mean']:.2f} ± {value['half_width']:.2f}"
+
+
+def _signed(value: dict) -> str:
+    return f"{value['mean']:+.2f} ± {value['half_width']:.2f}"

@@ -1,0 +1,201 @@
+"""The subcommands of `ltdi` that train: prepare, meta-train, evaluate, export, bench."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ltdi.bundle import load_bundle
+from ltdi.files import write_bytes, write_json
+from ltdi.generator import ResidualGenerator
+from training.bench import bench as run_bench
+from training.cards import card_of, markdown_table
+from training.comparators import BaseStatistics
+from training.configs import EXPERIMENTS, experiment
+from training.evaluate import Bank, columns, evaluate_column
+from training.export import make_bundle
+from training.meta_train import meta_train as train_default
+from training.meta_train import validation_gain
+from training.meta_train_paper import train_paper
+from training.prepare import prepare as prepare_trajectories
+from training.runs import JOINT, Workspace, centre_and_scale, commit, seeded, threads
+
+SEEDS = (0, 1, 2)
+
+
+def prepare(argv: list[str]) -> int:
+    """Train the body and prepare trajectories (Algorithm 1)."""
+    args = _parser("prepare", prepare.__doc__).parse_args(argv)
+    workspace = _workspace(args)
+    body = workspace.train_body()
+    if workspace.experiment.joint is not None:
+        body = _train_jointly(workspace, body)
+    images = workspace.experiment.load(workspace.data, "train")
+    store = prepare_trajectories(
+        workspace.experiment.prepare,
+        body,
+        images,
+        workspace.store,
+        features=workspace.body_folder / "views.safetensors",
+    )
+    workspace.record("prepare", trajectories=len(store))
+    print(f"{len(store)} trajectories at {workspace.store}")
+    return 0
+
+
+def _train_jointly(workspace: Workspace, body: nn.Module) -> nn.Module:
+    images = workspace.experiment.load(workspace.data, "train")
+    start = workspace.features(body, "train")
+    trained, _ = train_default(workspace.experiment.joint, body, images, start, workspace.body_folder / JOINT)
+    return trained.eval().requires_grad_(False)
+
+
+def meta_train(argv: list[str]) -> int:
+    """Meta-train the denoiser (Algorithm 2, or the default recipe's own)."""
+    parser = _parser("meta-train", meta_train.__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="training seed of the generator")
+    args = parser.parse_args(argv)
+    workspace = _workspace(args)
+    workspace.experiment = seeded(workspace.experiment, args.seed)
+    out = workspace.generator_folder(args.seed)
+    body = workspace.body()
+    train, validation = (workspace.features(body, part) for part in ("train", "val"))
+    if workspace.experiment.recipe == "paper":
+        train_paper(workspace.experiment.meta_train, workspace.trajectories(), centre_and_scale(train), out)
+    else:
+        _train_default(workspace, body, train, validation, out)
+    workspace.record(f"meta-train-seed{args.seed}")
+    print(f"generator at {out}")
+    return 0
+
+
+def _train_default(
+    workspace: Workspace, body: nn.Module, train: torch.Tensor, validation: torch.Tensor, out: Path
+) -> None:
+    config = workspace.experiment.meta_train
+    store = workspace.trajectories() if config.eq2_weight else None
+    episodes = 200 if len(validation) >= 20 else 0
+
+    def validate(_: nn.Module, generator: ResidualGenerator) -> dict[str, float]:
+        return validation_gain(generator, validation, episodes) if episodes else {}
+
+    train_default(config, body, None, train, out, store=store, validate=validate)
+
+
+def export(argv: list[str]) -> int:
+    """Fit strength, temperature and fallback margin on validation classes, and write the bundle."""
+    parser = _parser("export", export.__doc__)
+    parser.add_argument("--out", type=Path, help="folder of the bundle (default: bundles/CONFIG)")
+    parser.add_argument("--seed", type=int, default=0, help="training seed of the generator that ships")
+    args = parser.parse_args(argv)
+    workspace = _workspace(args)
+    body, generator = workspace.body(), workspace.generator(args.seed)
+    bundle = make_bundle(workspace.bundle_config(), body, generator, workspace.features(body, "val"))
+    out = args.out or Path("bundles") / args.config
+    print(f"bundle {out}, digest {bundle.save(out)}")
+    return 0
+
+
+def evaluate(argv: list[str]) -> int:
+    """Measure a bundle on test classes against the closed forms, and write its card."""
+    parser = _parser("evaluate", evaluate.__doc__)
+    parser.add_argument("--bundle", type=Path, help="folder of the bundle (default: bundles/CONFIG)")
+    parser.add_argument("--episodes", type=int, default=2000, help="tasks in each column")
+    parser.add_argument("--part", choices=("val", "test"), default="test", help="val while choosing, test once")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the JSON")
+    parser.add_argument("--no-card", action="store_true", help="leave the bundle's card as it is")
+    args = parser.parse_args(argv)
+    workspace, folder = _workspace(args), args.bundle or Path("bundles") / args.config
+    bundle = load_bundle_without_card(folder)
+    own = _bank(workspace, bundle.body, args.part)
+    other_body = workspace.class_mean_body()
+    other = None if other_body is None else _bank(workspace, other_body, args.part)
+    generators = {0: bundle.generator} | _other_seeds(workspace, bundle)
+    ways = (bundle.fixed_ways,) if bundle.fixed_ways else (5, 20)
+    table = [evaluate_column(p, own, generators, other) for p in columns(ways, args.episodes)]
+    result = {
+        "config": args.config,
+        "commit": commit(),
+        "bundle_digest": bundle.digest,
+        "part": args.part,
+        "seed": 0,
+        "columns": table,
+    }
+    write_json(args.results / f"{args.config}{'' if args.part == 'test' else '-val'}.json", result)
+    text = markdown_table(table)
+    print(text)
+    if not args.no_card and args.part == "test":
+        card = card_of(workspace.experiment, bundle, result)
+        write_json(folder / "card.json", card)
+        write_bytes(folder / "card.md", (card["text"] + "\n\n" + text + "\n").encode())
+    return 0
+
+
+def load_bundle_without_card(folder: Path):
+    """The bundle at `folder`; a card of an earlier export is removed first, since it is about to be made anew."""
+    card = folder / "card.json"
+    if card.exists() and json.loads(card.read_text()).get("bundle_digest") != (folder / "digest").read_text().strip():
+        card.unlink()
+    return load_bundle(folder, device="cpu")
+
+
+def _other_seeds(workspace: Workspace, bundle) -> dict:
+    """Generators of the other training seeds that are there, at the bundle's calibration."""
+    found = {}
+    for seed in SEEDS[1:]:
+        if workspace.generator_folder(seed).exists():
+            found[seed] = workspace.generator(seed)
+            found[seed].calibration = bundle.config.calibration
+    return found
+
+
+def _bank(workspace: Workspace, body: nn.Module, part: str) -> Bank:
+    train, validation, measured = (workspace.features(body, p) for p in ("train", "val", part))
+    return Bank(validation, measured, BaseStatistics.of(train))
+
+
+def bench(argv: list[str]) -> int:
+    """Time generation against fine-tuning and logistic regression, side by side."""
+    parser = argparse.ArgumentParser(prog="ltdi bench", description=bench.__doc__)
+    parser.add_argument("--bundle", default="omniglot", help="a shipped name or a folder")
+    parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--runs", type=int, default=5, help="whole repetitions; the median of each figure is kept")
+    parser.add_argument("--out", type=Path, help="where the JSON goes, beside the terminal")
+    args = parser.parse_args(argv)
+    bundle = load_bundle(args.bundle, device=args.device)
+    result = {"bundle": bundle.name, "bundle_digest": bundle.digest, "commit": commit()}
+    result |= median_of([run_bench(bundle, args.rounds) for _ in range(args.runs)])
+    print(json.dumps(result, indent=2))
+    if args.out:
+        write_json(args.out, result)
+    return 0
+
+
+def median_of(runs: list):
+    """The same nested figures, each number the median over runs."""
+    first = runs[0]
+    if isinstance(first, dict):
+        return {key: median_of([run[key] for run in runs]) for key in first}
+    if isinstance(first, int | float):
+        return sorted(runs)[len(runs) // 2]
+    return first
+
+
+def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"ltdi {name}", description=description)
+    parser.add_argument("--config", required=True, help=f"one of: {', '.join(EXPERIMENTS)}")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data set (default: data)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of checkpoints and trajectories")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's own)")
+    return parser
+
+
+def _workspace(args: argparse.Namespace) -> Workspace:
+    threads(args.threads)
+    return Workspace(replace(experiment(args.config)), args.runs, args.data)

@@ -1,0 +1,99 @@
+"""What costs nothing, with its settings: the closed forms that a generated head has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ltdi import baselines
+from training.episodes import Episodes
+
+
+@dataclass(frozen=True)
+class BaseStatistics:
+    """What the training classes tell every comparator.
+
+    Args:
+        mean: `[D]`, of features.
+        within: `[D, D]`, covariance of features around their class means.
+    """
+
+    mean: Tensor
+    within: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> BaseStatistics:
+        """From features `[classes, drawings, D]`."""
+        around = (features - features.mean(1, keepdim=True)).flatten(0, 1)
+        return cls(features.mean((0, 1)), around.T @ around / (len(around) - len(features)))
+
+
+@dataclass(frozen=True)
+class Comparator:
+    """One closed form with one setting.
+
+    Args:
+        family: its name without the setting.
+        setting: as written in tables.
+        normalise: what is done to features first.
+        head: `[B, N, K, D]` to `[B, N, D + 1]`.
+    """
+
+    family: str
+    setting: str
+    normalise: str
+    head: Callable[[Tensor], Tensor]
+
+    @property
+    def name(self) -> str:
+        """Family and setting."""
+        return f"{self.family} ({self.setting})" if self.setting else self.family
+
+    def logits(self, episodes: Episodes, base: BaseStatistics) -> Tensor:
+        """`[B, N Q, N]`."""
+        prepare = baselines.NORMALISERS[self.normalise]
+        return baselines.logits(self.head(prepare(episodes.support, base.mean)), prepare(episodes.queries, base.mean))
+
+
+def comparators(base: BaseStatistics) -> list[Comparator]:
+    """Every closed form at every setting that validation may choose from."""
+    found = [
+        Comparator("class means, L2", "", "none", baselines.class_means),
+        Comparator("class means, cosine", "", "l2", baselines.class_means),
+        Comparator("class means, centred", "", "center_l2", baselines.class_means),
+    ]
+    for normalise in ("none", "l2"):
+        for strength in (0.01, 0.1, 1.0, 10.0):
+            found.append(Comparator("ridge", f"{normalise}, {strength:g}", normalise, _ridge(strength)))
+        for inverse in (0.01, 0.1, 1.0, 10.0, 100.0):
+            found.append(
+                Comparator("logistic regression", f"{normalise}, C={inverse:g}", normalise, _logistic(inverse))
+            )
+    for shrink in (0.3, 0.5, 0.7, 0.9):
+        found.append(Comparator("LDA", f"shrunk {shrink:g}", "none", _lda(base.within, shrink)))
+    return found
+
+
+def _ridge(strength: float) -> Callable[[Tensor], Tensor]:
+    return lambda support: baselines.ridge(support, strength)
+
+
+def _logistic(inverse: float) -> Callable[[Tensor], Tensor]:
+    return lambda support: baselines.logistic_regression(support, inverse, iterations=100)
+
+
+def _lda(within: Tensor, shrink: float) -> Callable[[Tensor], Tensor]:
+    sphere = torch.eye(len(within)) * within.diagonal().mean()
+    covariance = (1 - shrink) * within + shrink * sphere
+    return lambda support: baselines.lda(support, covariance)
+
+
+def by_family(found: Iterable[Comparator]) -> dict[str, list[Comparator]]:
+    """Comparators grouped by family, in order."""
+    grouped: dict[str, list[Comparator]] = {}
+    for comparator in found:
+        grouped.setdefault(comparator.family, []).append(comparator)
+    return grouped

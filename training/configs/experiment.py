@@ -1,0 +1,54 @@
+"""An experiment: everything a run chose, under one name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from training.body import BodyConfig
+from training.data.dataset import ClassImages
+from training.data.made import load_made
+from training.data.omniglot import load_omniglot
+from training.meta_train import MetaTrainConfig
+from training.meta_train_paper import PaperConfig
+from training.prepare import PrepareConfig
+
+READERS: dict[str, Callable[[Path, str], ClassImages]] = {
+    "omniglot": load_omniglot,
+    "made": lambda data, part: load_made(part),
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What `ltdi prepare`, `meta-train`, `evaluate` and `export` do for one config.
+
+    Args:
+        name: of the config, the bundle and the folder under `runs/`.
+        data: which reader.
+        body: how the body is trained for class means.
+        body_run: the folder under `runs/` that holds it; several experiments may share one.
+        prepare: trajectories.
+        meta_train: `MetaTrainConfig` for the `default` recipe, `PaperConfig` for `paper`.
+        joint: further training of the body together with the generator, before trajectories are prepared.
+        terms: the terms of use of the data, for the card.
+    """
+
+    name: str
+    data: str
+    meta_train: MetaTrainConfig | PaperConfig
+    prepare: PrepareConfig
+    body: BodyConfig = field(default_factory=BodyConfig)
+    body_run: str = ""
+    joint: MetaTrainConfig | None = None
+    terms: str = ""
+
+    @property
+    def recipe(self) -> str:
+        """`default` or `paper`."""
+        return "paper" if isinstance(self.meta_train, PaperConfig) else "default"
+
+    def load(self, data: Path, part: str) -> ClassImages:
+        """One part of the data set: `train`, `val` or `test`."""
+        return READERS[self.data](data, part)

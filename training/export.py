@@ -1,0 +1,128 @@
+"""Turns a trained run into a bundle: strength, temperature and fallback margin fitted on validation classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ltdi import baselines
+from ltdi.bundle import Bundle, BundleConfig, HeadRequest
+from ltdi.generator import Calibration, CalibrationRow, FlatGenerator, Generator
+from ltdi.heads import Head
+from ltdi.pipeline import Options
+from ltdi.support import SupportSet
+from training.episodes import Episodes, Protocol, draw
+from training.evaluate import generated
+
+SHOTS = (1, 2, 5, 10)
+WAYS = (5, 20)
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+TEMPERATURES = tuple(round(0.25 * 1.15**i, 4) for i in range(30))
+MARGINS = (0.02, 0.05, 0.1, 0.2, 1.0)
+
+
+@torch.inference_mode()
+def calibrate(generator: Generator, features: Tensor, episodes: int = 400) -> Calibration:
+    """Strengths with the best mean accuracy over 5- and 20-way tasks, then temperatures with the least cross entropy.
+
+    Args:
+        features: of validation classes, `[classes, drawings, D]`.
+    """
+    flat = isinstance(generator, FlatGenerator)
+    ways = (generator.ways,) if flat else WAYS
+    rows = []
+    for shots in SHOTS:
+        strength = 1.0 if flat else _best_strength(generator, features, shots, episodes)
+        generator.calibration = Calibration((CalibrationRow(shots, strength),))
+        batches = [batch for w in ways for batch in draw(features, _protocol(w, shots, episodes))]
+        rows.append(
+            CalibrationRow(
+                shots,
+                strength,
+                _best_temperature([(generated(generator)(batch), batch) for batch in batches]),
+                _best_temperature([(_baseline(batch), batch) for batch in batches]),
+            )
+        )
+    generator.calibration = Calibration(tuple(rows))
+    return generator.calibration
+
+
+def _protocol(ways: int, shots: int, episodes: int) -> Protocol:
+    return Protocol(ways, shots, queries=min(15, 20 - shots), episodes=episodes, seed=2)
+
+
+def _baseline(batch: Episodes) -> Tensor:
+    return baselines.logits(baselines.class_means(batch.support), batch.queries)
+
+
+def _best_strength(generator: Generator, features: Tensor, shots: int, episodes: int) -> float:
+    """By accuracy, summed over ways in units of the baseline's errors, so that hard tasks do not decide alone."""
+    scores = []
+    for strength in STRENGTHS:
+        generator.calibration = Calibration((CalibrationRow(shots, strength),))
+        errors = [_errors(generated(generator), features, w, shots, episodes) for w in WAYS]
+        scores.append(errors)
+    relative = [sum(e / max(scores[0][i], 1e-6) for i, e in enumerate(errors)) for errors in scores]
+    return STRENGTHS[min(range(len(STRENGTHS)), key=relative.__getitem__)]
+
+
+def _errors(method, features: Tensor, ways: int, shots: int, episodes: int) -> float:
+    wrong = [
+        (method(batch).argmax(-1) != batch.target).float().mean()
+        for batch in draw(features, _protocol(ways, shots, episodes))
+    ]
+    return float(torch.stack(wrong).mean())
+
+
+def _best_temperature(answers: list[tuple[Tensor, Episodes]]) -> float:
+    def cross_entropy(temperature: float) -> float:
+        losses = [
+            F.cross_entropy((logits / temperature).flatten(0, 1), batch.target.repeat(len(logits)))
+            for logits, batch in answers
+        ]
+        return float(torch.stack(losses).mean())
+
+    return min(TEMPERATURES, key=cross_entropy)
+
+
+@torch.inference_mode()
+def fit_fallback_margin(bundle: Bundle, features: Tensor, tasks: int = 150, shots: int = 5) -> float:
+    """The least margin at which returning the baseline does not cost accuracy on validation tasks.
+
+    The rule of `service.md`, run as callers run it: folds of the support decide, queries judge.
+    """
+    ways = bundle.fixed_ways or 5
+    outcomes = []
+    for batch in draw(features, Protocol(ways, shots, episodes=tasks, seed=3)):
+        labels = [str(n) for n in range(ways) for _ in range(shots)]
+        for support, queries in zip(batch.support, batch.queries, strict=True):
+            request = SupportSet.of(support.flatten(0, 1).clone(), labels, classes=[str(n) for n in range(ways)])
+            head = bundle.generate_many([HeadRequest(request, Options(fallback="none"))])[0]
+            base = baselines.class_means(support.unsqueeze(0))
+            outcomes.append(
+                (
+                    head.baseline_support_accuracy - head.support_accuracy,
+                    _accuracy(head, queries, batch.target),
+                    float((baselines.logits(base, queries.unsqueeze(0))[0].argmax(-1) == batch.target).float().mean()),
+                )
+            )
+    plain = sum(own for _, own, _ in outcomes)
+    for margin in MARGINS:
+        if sum(base if lead > margin else own for lead, own, base in outcomes) >= plain:
+            return margin
+    return MARGINS[-1]
+
+
+def _accuracy(head: Head, queries: Tensor, target: Tensor) -> float:
+    return float((head(queries).argmax(-1) == target).float().mean())
+
+
+def make_bundle(config: BundleConfig, body: nn.Module, generator: Generator, features: Tensor) -> Bundle:
+    """A bundle with everything that validation decides filled in."""
+    config = replace(config, calibration=calibrate(generator, features))
+    bundle = Bundle(config, body, generator)
+    bundle.config = replace(config, fallback_margin=fit_fallback_margin(bundle, features))
+    return bundle

@@ -1,0 +1,159 @@
+"""Where the stages of an experiment leave their results, and how the next stage finds them."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ltdi.bodies.conv4 import Conv4
+from ltdi.bodies.loader import BodyConfig as BundledBody
+from ltdi.bundle import BundleConfig, build_generator
+from ltdi.errors import DataMissing
+from ltdi.files import write_json
+from ltdi.generator import Generator
+from training import body as body_stage
+from training import meta_train as default_recipe
+from training import meta_train_paper as paper_recipe
+from training.checkpoint import load_checkpoint, without_prefix
+from training.configs.experiment import Experiment
+from training.episodes import embed_all
+from training.trajectories import Trajectories
+
+BODY, JOINT = "body.ckpt.safetensors", "joint"
+
+
+class Workspace:
+    """The folder `runs/NAME` of an experiment, and the one that holds its body.
+
+    Args:
+        root: `runs`.
+        data: where the data set lies.
+    """
+
+    def __init__(self, experiment: Experiment, root: Path, data: Path) -> None:
+        self.experiment, self.data = experiment, data
+        self.folder = root / experiment.name
+        self.body_folder = root / (experiment.body_run or experiment.name)
+
+    def record(self, stage: str, **facts: object) -> None:
+        """Write what a stage chose beside its outputs, with the commit."""
+        values = {"stage": stage, "commit": commit(), "experiment": asdict(self.experiment), **facts}
+        write_json(self.folder / f"{stage}.json", values)
+
+    def train_body(self) -> nn.Module:
+        """The body, trained where that is not finished yet."""
+        images = self.experiment.load(self.data, "train")
+        return body_stage.train_body(self.experiment.body, images, self.body_folder)
+
+    def body(self) -> nn.Module:
+        """The trained body: after joint training where the experiment has it.
+
+        Raises:
+            DataMissing: `ltdi prepare` has not run.
+        """
+        joint = self.body_folder / JOINT / default_recipe.CHECKPOINT
+        path = joint if joint.exists() else self.body_folder / BODY
+        if not path.exists():
+            raise DataMissing(f"no trained body at {path}; run `ltdi prepare --config {self.experiment.name}` first")
+        tensors, _ = load_checkpoint(path)
+        prefix = "average.body." if joint.exists() else "average."
+        return self._body(without_prefix(prefix, tensors))
+
+    def class_mean_body(self) -> nn.Module | None:
+        """The body as trained for class means alone, where the bundle's own went on from it; else None."""
+        if not (self.body_folder / JOINT / default_recipe.CHECKPOINT).exists():
+            return None
+        return self._body(without_prefix("average.", load_checkpoint(self.body_folder / BODY)[0]))
+
+    def _body(self, tensors: dict[str, Tensor]) -> nn.Module:
+        size = self.experiment.load(self.data, "val").images.shape[-1]
+        body = Conv4(self.experiment.body.channels, size)
+        body.load_state_dict(tensors)
+        return body.eval().requires_grad_(False)
+
+    def features(self, body: nn.Module, part: str) -> Tensor:
+        """Features of every image of a part, `[classes, drawings, D]`."""
+        return embed_all(body, self.experiment.load(self.data, part)).clone()
+
+    def trajectories(self) -> Trajectories:
+        """The prepared trajectories.
+
+        Raises:
+            DataMissing: `ltdi prepare` has not run.
+        """
+        if not self.store.exists():
+            raise DataMissing(
+                f"no trajectories at {self.store}; run `ltdi prepare --config {self.experiment.name}` first"
+            )
+        return Trajectories(self.store)
+
+    @property
+    def store(self) -> Path:
+        """The folder of trajectories; experiments that differ in meta-training alone share one."""
+        return self.folder.parent / self.experiment.name.removesuffix("-m1") / "trajectories"
+
+    def generator_folder(self, seed: int) -> Path:
+        """Where the generator of a training seed lies."""
+        return self.folder / f"seed{seed}"
+
+    def generator(self, seed: int) -> Generator:
+        """A trained generator.
+
+        Raises:
+            DataMissing: `ltdi meta-train` has not run for this seed.
+        """
+        default = self.experiment.recipe == "default"
+        path = self.generator_folder(seed) / (default_recipe if default else paper_recipe).CHECKPOINT
+        if not path.exists():
+            raise DataMissing(
+                f"no generator at {path}; run `ltdi meta-train --config {self.experiment.name} --seed {seed}` first"
+            )
+        generator = build_generator(self.bundle_config())
+        prefix = "average.generator." if default else "average."
+        generator.load_state_dict(without_prefix(prefix, load_checkpoint(path)[0]))
+        return generator.eval().requires_grad_(False)
+
+    def bundle_config(self) -> BundleConfig:
+        """What the bundle will be, before validation has had its say."""
+        train = self.experiment.meta_train
+        size = self._body_of_bundle().feature_size
+        common = BundleConfig(
+            name=self.experiment.name,
+            recipe=self.experiment.recipe,
+            schedule=train.schedule,
+            body=BundledBody(channels=self.experiment.body.channels),
+        )
+        if self.experiment.recipe == "default":
+            return replace(common, class_tokens=train.denoiser, head_sizes=(size, 0))
+        prepare = self.experiment.prepare
+        return replace(common, unet=train.denoiser, head_sizes=(size, prepare.hidden, prepare.ways))
+
+    def _body_of_bundle(self) -> Conv4:
+        return Conv4(self.experiment.body.channels)
+
+
+def seeded(experiment: Experiment, seed: int) -> Experiment:
+    """The experiment with another training seed of the generator."""
+    return replace(experiment, meta_train=replace(experiment.meta_train, seed=seed))
+
+
+def centre_and_scale(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of features `[classes, drawings, D]`, each `[D]`."""
+    flat = features.flatten(0, 1)
+    return flat.mean(0), flat.std(0).clamp_min(1e-4)
+
+
+def commit() -> str:
+    """The commit of the working tree, `unknown` outside a checkout."""
+    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def threads(count: int) -> None:
+    """Let torch use this many threads; 0 leaves the default."""
+    if count:
+        torch.set_num_threads(count)
