@@ -1,4 +1,4 @@
-"""Augmentation of images: small affine changes, a different one for each image."""
+"""Augmentation of images: small affine changes of each drawing, larger ones that make a new class."""
 
 from __future__ import annotations
 
@@ -21,13 +21,35 @@ def random_affine(images: Tensor, generator: torch.Generator, strength: float = 
     Returns:
         Of the shape of `images`.
     """
+    return warp(images, random_matrices(len(images), generator, strength))
+
+
+def random_matrices(count: int, generator: torch.Generator, strength: float) -> Tensor:
+    """Affine maps of the plane near the identity, `[count, 3, 3]`; the ranges are those of `random_affine`."""
     angle, stretch_x, stretch_y, shear, shift_x, shift_y = (
-        torch.rand(6, len(images), generator=generator) * 2 - 1
-    ) * strength * torch.tensor([math.radians(15), 0.15, 0.15, 0.15, 0.12, 0.12]).unsqueeze(1)
+        (torch.rand(6, count, generator=generator) * 2 - 1)
+        * strength
+        * torch.tensor([math.radians(15), 0.15, 0.15, 0.15, 0.12, 0.12]).unsqueeze(1)
+    )
     cos, sin = angle.cos(), angle.sin()
+    nought, one = torch.zeros(count), torch.ones(count)
     rows = [
         torch.stack([cos * (1 + stretch_x), -sin * (1 + stretch_y) + shear, shift_x], dim=1),
         torch.stack([sin * (1 + stretch_x), cos * (1 + stretch_y), shift_y], dim=1),
+        torch.stack([nought, nought, one], dim=1),
     ]
-    grid = F.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
+    return torch.stack(rows, dim=1)
+
+
+def new_class_matrices(count: int, generator: torch.Generator) -> Tensor:
+    """Maps that turn a character into another one, `[count, 3, 3]`: half of them mirrored, all changed strongly."""
+    mirrored = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
+    matrices = random_matrices(count, generator, strength=2.0)
+    matrices[:, :2, 2] = 0
+    return matrices * torch.stack([mirrored, torch.ones(count), torch.ones(count)], dim=1).unsqueeze(1)
+
+
+def warp(images: Tensor, matrices: Tensor) -> Tensor:
+    """`[M, 1, H, W]` under `[M, 3, 3]`, bilinear, paper around."""
+    grid = F.affine_grid(matrices[:, :2], list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)

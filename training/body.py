@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltdi.bodies.conv4 import Conv4
-from training.augment import random_affine
+from training.augment import new_class_matrices, random_matrices, warp
 from training.checkpoint import (
     load_checkpoint,
     optimizer_tensors,
@@ -83,12 +83,21 @@ def class_mean_loss(features: Tensor) -> Tensor:
     return one_shot + left_out
 
 
-def draw_batch(data: ClassImages, classes: int, drawings: int, generator: torch.Generator) -> Tensor:
-    """Augmented images of random classes: `[classes * drawings, 1, H, W]`, float, class by class."""
+def draw_batch(
+    data: ClassImages, classes: int, drawings: int, generator: torch.Generator, new_classes: bool = False
+) -> Tensor:
+    """Augmented images of random classes: `[classes * drawings, 1, H, W]`, float, class by class.
+
+    Args:
+        new_classes: mirror, turn and stretch all drawings of a class alike, so that it becomes another class.
+    """
     chosen = torch.randperm(len(data), generator=generator)[:classes]
     which = torch.rand(classes, data.images.shape[1], generator=generator).argsort(1)[:, :drawings]
     images = data.images[chosen.unsqueeze(1), which].flatten(0, 1).unsqueeze(1)
-    return random_affine(images.float() / 255, generator)
+    matrices = random_matrices(len(images), generator, strength=1.0)
+    if new_classes:
+        matrices = new_class_matrices(classes, generator).repeat_interleave(drawings, dim=0) @ matrices
+    return warp(images.float() / 255, matrices)
 
 
 @torch.no_grad()

@@ -49,6 +49,7 @@ class MetaTrainConfig:
         lr: peak learning rate of AdamW for the generator, cosine to zero.
         body_lr: the same for the body; 0 freezes it.
         class_mean_weight: weight of the class-mean loss, where the body is trained too.
+        new_classes: whether classes are changed as wholes, so that there are more of them; with the body only.
         eq2_weight: weight of the trajectory loss on prepared trajectories.
         trajectory_tasks: trajectories in a step.
     """
@@ -62,6 +63,7 @@ class MetaTrainConfig:
     lr: float = 1e-3
     body_lr: float = 0.0
     class_mean_weight: float = 0.0
+    new_classes: bool = False
     eq2_weight: float = 0.0
     trajectory_tasks: int = 32
     weight_decay: float = 0.01
@@ -266,7 +268,7 @@ def _loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """The step's loss, and its parts for the curve."""
     if config.body_lr:
-        drawn = run.modules["body"](draw_batch(images, config.classes, config.drawings, chance))
+        drawn = run.modules["body"](draw_batch(images, config.classes, config.drawings, chance, config.new_classes))
         batch = drawn.view(config.classes, config.drawings, -1)
     else:
         batch = random_features(features, config.classes, config.drawings, chance)

@@ -1,12 +1,13 @@
 """Training of the `paper` recipe (Lt-Di, Algorithm 2): a U-Net learns Eq. 2, by REPTILE or in plain batches.
 
-Inner loops are shared: each goes over a batch of `tasks` trajectories, drawn anew for each inner step where
-`fresh` is set, rather than over one trajectory.
+Inner loops are shared: each goes over a batch of `tasks` trajectories, the same ones at
+each of its steps, rather than over one trajectory.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -255,9 +256,7 @@ class _Run:
         if not self.path.exists():
             return
         tensors, state = load_checkpoint(self.path)
-        wanted = {**to_json(self.config), "segment_weights": list(self.config.segment_weights)}
-        there = {**state["config"]}
-        _refuse_other(self.path, there, wanted)
+        _refuse_other(self.path, state["config"], json.loads(json.dumps(to_json(self.config))))
         self.model.load_state_dict(without_prefix("model.", tensors))
         self.average.load_state_dict(without_prefix("average.", tensors))
         restore_optimizer(self.outer, tensors)
@@ -326,9 +325,6 @@ class _Run:
 
 def _refuse_other(path: Path, there: dict, wanted: dict) -> None:
     """Raises InvalidConfig where a checkpoint's configuration is another one."""
-    import json
-
-    there, wanted = (json.loads(json.dumps(value)) for value in (there, wanted))
     keys = sorted(key for key in there.keys() | wanted.keys() if there.get(key) != wanted.get(key))
     if keys:
         raise InvalidConfig(

@@ -49,6 +49,8 @@ class PrepareConfig:
         noise: standard deviation, over all coordinates, of what is added to features at each step.
         views: of each drawing: itself and `views - 1` affinely changed copies, embedded beforehand.
         augment: strength of those changes, 1 as for `random_affine`.
+        first_gain, last_gain: of `few_shot`: the initialisation's standard deviation in each layer, in units
+            of He's. A small first layer lets the fit choose its directions: at 1 and 1 it hardly moves.
         initial_noise: of `few_shot`: how far the start of each task is from the shared one, in units of
             the standard deviation of the initialisation.
         waypoints: m; m + 1 are kept.
@@ -69,6 +71,8 @@ class PrepareConfig:
     noise: float = 0.3
     views: int = 4
     augment: float = 1.0
+    first_gain: float = 0.1
+    last_gain: float = 3.0
     initial_noise: float = 0.02
     waypoints: int = 3
     waypoint_rule: str = "path"
@@ -255,15 +259,14 @@ def task_generator(seed: int, number: int) -> torch.Generator:
 def shared_start(config: PrepareConfig, layout: Layout) -> tuple[Tensor, Tensor]:
     """The initialisation of all tasks of a store and its standard deviation for each weight, both `[P]`.
 
-    He's initialisation on features of unit length, the last layer's by its width; biases start at 0.
+    He's initialisation on features of unit length, the last layer's by its width, times the gains of
+    `config`; biases start at 0.
     """
-    size, hidden, _ = layout.sizes
+    deviations = 2**0.5 * config.first_gain, layout.sizes[1] ** -0.5 * config.last_gain
     generator = torch.Generator().manual_seed(config.seed)
     layers = [
         (torch.full_like(weight, deviation), torch.zeros_like(bias))
-        for (weight, bias), deviation in zip(
-            layout.split(torch.zeros(layout.length)), (2**0.5, hidden**-0.5), strict=True
-        )
+        for (weight, bias), deviation in zip(layout.split(torch.zeros(layout.length)), deviations, strict=True)
     ]
     deviation = layout.join(layers)
     return deviation * torch.randn(layout.length, generator=generator), deviation

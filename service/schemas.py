@@ -1,0 +1,259 @@
+"""What callers may write in JSON, and what they get: unknown keys are errors that name the nearest known one."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ltdi.config import nearest
+from service.problems import Problem
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """No unknown keys, and no conversion of one type into another."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Item(Strict):
+    """One thing to look at: exactly one of its forms."""
+
+    image: str | None = Field(None, description="base64 of a PNG, JPEG or WebP file")
+    features: list[float] | None = Field(None, description="D numbers, as `/embed` gives them")
+    text: str | None = Field(None, description="for bundles whose body reads text")
+    pair: list[str] | None = Field(None, description="two texts, for bundles whose body reads text")
+
+
+class Example(Item):
+    """An item with its class."""
+
+    label: str = Field(description="any string")
+
+
+class ClassSpec(Strict):
+    """A class: a row of the head, in the order of the list."""
+
+    label: str
+    description: str | None = Field(None, description="for bundles whose body reads text")
+
+
+class OptionsSpec(Strict):
+    """What may be chosen for one head."""
+
+    fallback: Literal["baseline", "none"] = Field("baseline", description="what comes back where the baseline is better")
+    draws: int = Field(1, description="chains whose results are averaged")
+    refine_steps: int = Field(0, description="steps of refinement; no bundle of this release refines")
+    check: bool = Field(True, description="measure accuracy on at most five folds of the support")
+    truncate: bool = Field(False, description="shorten texts that are too long; images and features ignore it")
+
+
+class EmbedFields(Strict):
+    """Which model embeds."""
+
+    model: str | None = Field(None, description="a name of `/models`; the default model where absent")
+
+
+class EmbedRequest(EmbedFields):
+    """Items in, features out."""
+
+    inputs: list[Item]
+
+
+class TaskFields(Strict):
+    """A task without its examples: the `request` part of the multipart form, the metadata of the safetensors form."""
+
+    model: str | None = Field(None, description="a name of `/models`; the default model where absent")
+    kind: Literal["head", "lora"] = "head"
+    seed: int = Field(0, description="0 <= seed < 2^63; the same seed gives the same bytes")
+    classes: list[ClassSpec] | None = Field(None, description="the rows of the head; the sorted labels where absent")
+    options: OptionsSpec = OptionsSpec()
+    base_model_name_or_path: str | None = Field(None, description="for adapters only")
+
+
+class TaskRequest(TaskFields):
+    """A task: examples with labels, or a task embedding got earlier."""
+
+    support: list[Example] = []
+    unlabelled: list[Item] | None = Field(None, description="a pool, for bundles that use one")
+    task_embedding: str | None = Field(None, description="base64 of the file that `/embed?as=task` gave")
+
+
+class PredictFields(Strict):
+    """Which head answers."""
+
+    artefact: str | None = Field(None, description="the ETag of a cached artefact")
+    model: str | None = Field(None, description="what embeds the queries; the head's own model where absent")
+
+
+class PredictRequest(PredictFields):
+    """A head and queries."""
+
+    head: str | None = Field(None, description="base64 of a head's safetensors file, instead of `artefact`")
+    queries: list[Item]
+
+
+class ProblemDocument(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str = Field(description="`urn:ltdi:` and a stable code")
+    title: str
+    status: int
+    detail: str = Field(description="the value, the rule, the remedy")
+    field: str | None = Field(description="a JSON pointer or a part's name")
+    request_id: str
+
+
+class HeadDocument(BaseModel):
+    """A head as JSON."""
+
+    format: str
+    format_version: str
+    labels: list[str]
+    model: str
+    bundle_digest: str
+    body: str
+    normalise: Literal["none", "l2", "center_l2"]
+    activation: Literal["none", "relu"]
+    temperature: float
+    reject_threshold: float | None
+    seed: int
+    support_digest: str
+    method: Literal["generated", "baseline"]
+    support_accuracy: float | None
+    baseline_support_accuracy: float | None
+    tensors: dict[str, list[Any]] = Field(description="`weight [N, D]` and `bias [N]`, or `layers.0.weight` ...")
+    timings_ms: dict[str, float]
+
+
+class FeaturesDocument(BaseModel):
+    """Features as JSON."""
+
+    model: str
+    bundle_digest: str
+    feature_size: int
+    features: list[list[float]]
+    timings_ms: dict[str, float]
+
+
+class TaskEmbeddingDocument(BaseModel):
+    """A task embedding as JSON: its file as base64, to send back as `task_embedding`."""
+
+    model: str
+    bundle_digest: str
+    labels: list[str]
+    baseline_support_accuracy: float | None
+    task_embedding: str
+    timings_ms: dict[str, float]
+
+
+class PredictionDocument(BaseModel):
+    """Probabilities of each query."""
+
+    model: str
+    labels: list[str]
+    predictions: list[str]
+    probabilities: list[list[float]] = Field(description="`[Q, N]`, columns as `labels`")
+    timings_ms: dict[str, float]
+
+
+class BodyDocument(BaseModel):
+    """The frozen feature extractor of a bundle."""
+
+    name: str
+    image_size: int
+    feature_size: int
+
+
+class LimitsDocument(BaseModel):
+    """What a model takes in one task, and the service in one request."""
+
+    ways: tuple[int, int] = Field(description="fewest and most classes")
+    shots: tuple[int, int] = Field(description="fewest and most examples of a class")
+    examples: int
+    body_bytes: int
+    header_bytes: int
+    items: int
+    pixels: int
+    queue_length: int
+    answer_seconds: float
+    body_seconds: float
+
+
+class ModelDocument(BaseModel):
+    """A bundle and its state."""
+
+    name: str
+    default: bool
+    state: Literal["loading", "ready", "failed"]
+    reason: str | None = Field(None, description="why it is not ready")
+    kind: Literal["head"] = "head"
+    recipe: str | None = None
+    body: BodyDocument | None = None
+    feature_size: int | None = None
+    input_kinds: list[str] = []
+    limits: LimitsDocument | None = None
+    digest: str | None = None
+    device: str | None = None
+    card: dict[str, Any] = Field({}, description="measured accuracy beside the closed form")
+    request_forms: list[str] = []
+    response_forms: list[str] = []
+
+
+class ModelsDocument(BaseModel):
+    """Every bundle, the default one first."""
+
+    models: list[ModelDocument]
+
+
+class HealthDocument(BaseModel):
+    """A state and its reasons; the list is empty when all is well."""
+
+    status: Literal["ok", "unavailable"]
+    reasons: list[str]
+
+
+def validate(kind: type[M], values: Any, where: str = "") -> M:
+    """`values` as a `kind`.
+
+    Args:
+        where: a JSON pointer to `values`, or the name of the part that holds them.
+
+    Raises:
+        Problem: 422, with a pointer to the first thing that is wrong.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        raise _problem(kind, first, where) from None
+
+
+def _problem(kind: type[BaseModel], error: dict[str, Any], where: str) -> Problem:
+    path = [str(part) for part in error["loc"]]
+    field = where + "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path)
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(kind, error["loc"][:-1])
+        return Problem("request-invalid", f"the key {path[-1][:80]!r} is unknown; {nearest(path[-1], known)}", field)
+    if error["type"] == "missing":
+        return Problem("request-invalid", f"{path[-1]!r} is missing; every such object needs it", field)
+    given = repr(error["input"])
+    shown = given if len(given) <= 60 else f"a {type(error['input']).__name__}"
+    return Problem("request-invalid", f"{path[-1] if path else 'the request'} is {shown}: {error['msg'].lower()}", field)
+
+
+def _known_keys(kind: Any, path: tuple[int | str, ...]) -> list[str]:
+    """The keys of the model that stands at `path` below `kind`."""
+    for part in path:
+        if isinstance(part, str):
+            kind = _model_in(kind.model_fields[part].annotation)
+    return list(kind.model_fields)
+
+
+def _model_in(annotation: Any) -> Any:
+    """The model class inside `list[Model] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for arg in getattr(annotation, "__args__", ()) if (found := _model_in(arg))), None)

@@ -1,0 +1,115 @@
+"""Where a process runs: settings by flag, by `LTDI_*` variable and by file, in that order; unknown ones are refused."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from ltdi.config import nearest
+from ltdi.errors import InvalidConfig
+
+PREFIX = "LTDI_"
+FILE_VARIABLE = PREFIX + "CONFIG"
+
+
+class Settings(BaseSettings):
+    """Everything that an operator may choose; `ltdi serve --help` prints this table."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the bundles run")
+    bundle: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("omniglot",), min_length=1, description="shipped names or folders, comma separated; the first is the default"
+    )
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="bytes of one request body")
+    max_header_bytes: int = Field(16 * 2**10, ge=1024, le=48 * 2**10, description="bytes of one request's headers")
+    max_items: int = Field(4096, ge=2, description="examples, inputs or queries in one request")
+    max_pixels: int = Field(16_000_000, ge=1, le=16_000_000, description="pixels of one image, read from its header")
+    queue_length: int = Field(64, ge=1, description="requests that may wait for the inference thread")
+    max_batch: int = Field(64, ge=1, description="waiting requests that are taken together")
+    answer_seconds: float = Field(30.0, gt=0, description="from the body's end until work must have begun")
+    body_seconds: float = Field(30.0, gt=0, description="to read one request body")
+    drain_seconds: float = Field(20.0, ge=0, description="to finish work in hand after SIGTERM")
+    cache_items: int = Field(256, ge=0, description="artefacts kept for repeated requests and /artefacts; 0 keeps none")
+
+    @field_validator("bundle", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource, **_: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments first, then the environment, then the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> Settings:
+    """Settings from flags, over the environment, over a TOML file, over the defaults.
+
+    Args:
+        flags: those that were given, by field name.
+        file: `LTDI_CONFIG` where absent; no file where that is absent too.
+
+    Raises:
+        InvalidConfig: an unknown setting, an impossible value, or a file that cannot be read.
+    """
+    _refuse_unknown_variables(os.environ)
+    chosen = file or (Path(os.environ[FILE_VARIABLE]) if os.environ.get(FILE_VARIABLE) else None)
+    if chosen is not None:
+        _refuse_unknown_keys(chosen)
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(toml_file=chosen)
+
+    try:
+        return Settings.model_construct(**FromFile(**flags).model_dump())
+    except ValidationError as error:
+        raise InvalidConfig(_explain(error)) from error
+
+
+def flag_of(field: str) -> str:
+    """`max_items` to `--max-items`."""
+    return "--" + field.replace("_", "-")
+
+
+def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+    known = [PREFIX + name.upper() for name in Settings.model_fields] + [FILE_VARIABLE]
+    for name in environment:
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            raise InvalidConfig(f"the environment has the unknown variable {name}; {nearest(name.upper(), known)}")
+
+
+def _refuse_unknown_keys(file: Path) -> None:
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidConfig(f"settings file {file.name} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InvalidConfig(f"settings file {file.name} is not TOML: {error}") from error
+    for key in values:
+        if key not in Settings.model_fields:
+            raise InvalidConfig(f"settings file {file.name} has {key!r}; {nearest(key, list(Settings.model_fields))}")
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else "settings"
+    variable = PREFIX + name.upper()
+    return f"setting {name} ({flag_of(name)}, {variable}) is {first.get('input')!r}: {first['msg'].lower()}"

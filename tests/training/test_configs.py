@@ -1,0 +1,58 @@
+"""Every named config: builds what it names; the tiny ones go the whole way by the command line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import ltdi
+from ltdi.bundle import build_generator
+from ltdi.cli import main
+from ltdi.errors import InvalidConfig
+from training.configs import EXPERIMENTS, experiment
+from training.runs import Workspace
+
+COLUMN_OF = {"tiny": 4, "tiny-paper": 2}
+
+
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
+def test_every_config_makes_heads_of_its_shape(name: str, tmp_path) -> None:
+    chosen = experiment(name)
+    config = Workspace(chosen, tmp_path, tmp_path).bundle_config()
+    generator = build_generator(config).eval()
+    ways = config.head_sizes[-1] or 5
+    noise = torch.randn(2, *generator.noise_shape(ways))
+    size = (
+        (ways, generator.denoiser.read_task.in_features) if chosen.recipe == "default" else (ways, config.head_sizes[0])
+    )
+    with torch.inference_mode():
+        assert generator.chain(torch.randn(2, *size), noise).shape == noise.shape
+
+
+def test_an_unknown_config_names_the_nearest() -> None:
+    with pytest.raises(InvalidConfig, match="did you mean 'omniglot'"):
+        experiment("omniglott")
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-paper"])
+def test_a_tiny_config_goes_the_whole_way(name: str, tmp_path, capsys) -> None:
+    common = ["--config", name, "--runs", str(tmp_path / "runs"), "--threads", "1"]
+    bundle = tmp_path / "bundle"
+    assert main(["prepare", *common]) == 0
+    assert main(["meta-train", *common]) == 0
+    assert main(["export", *common, "--out", str(bundle)]) == 0
+    assert main(["evaluate", *common, "--bundle", str(bundle), "--episodes", "20", "--results", str(tmp_path)]) == 0
+    assert "| generated head |" in capsys.readouterr().out
+    result = json.loads((tmp_path / f"{name}.json").read_text())
+    loaded = ltdi.load_bundle(bundle)
+    assert result["bundle_digest"] == loaded.digest == loaded.card["bundle_digest"]
+    assert len(result["columns"]) == COLUMN_OF[name]
+    curve = (tmp_path / "runs" / name / "prepare.json").read_text()
+    assert json.loads(curve)["experiment"]["name"] == name
+
+
+def test_a_stage_that_lacks_the_one_before_says_which(tmp_path, capsys) -> None:
+    assert main(["meta-train", "--config", "tiny", "--runs", str(tmp_path)]) != 0
+    assert "ltdi prepare --config tiny" in capsys.readouterr().err
