@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -19,8 +18,16 @@ from ltdi.codec import Layout, Standardiser
 from ltdi.config import from_json, to_json
 from ltdi.denoisers.class_tokens import ClassTokensConfig
 from ltdi.denoisers.unet import UNetConfig
-from ltdi.errors import BundleNotFound, DamagedFile, InvalidConfig, InvalidFeatures, InvalidInput, UnsupportedInput
-from ltdi.files import digest, read_safetensors, write_bytes, write_json, write_safetensors
+from ltdi.errors import (
+    BundleNotFound,
+    DamagedFile,
+    InvalidConfig,
+    InvalidFeatures,
+    InvalidInput,
+    LimitExceeded,
+    UnsupportedInput,
+)
+from ltdi.files import digest, parse_json, read_safetensors, write_bytes, write_json, write_safetensors
 from ltdi.generator import Calibration, FlatGenerator, Generator, ResidualGenerator
 from ltdi.heads import Head
 from ltdi.images import prepare_images
@@ -39,6 +46,7 @@ from ltdi.support import Limits, SupportSet
 
 FORMAT_VERSION = 1
 RECIPES = ("default", "paper")
+MAX_FEATURE = 1e6  # far beyond any body's features; squares and sums of what lies within stay finite
 CONFIG, WEIGHTS, DIGEST, CARD = "config.json", "weights.safetensors", "digest", "card.json"
 
 
@@ -130,13 +138,23 @@ class Bundle:
         Raises:
             InvalidFeatures, InvalidImage: what is wrong with them.
         """
-        if isinstance(inputs, np.ndarray):
-            inputs = torch.from_numpy(inputs) if inputs.dtype.kind in "fiu" else inputs.tolist()
-        if isinstance(inputs, Tensor) and inputs.ndim <= 2:
-            return self._features(inputs)
+        if isinstance(inputs, np.ndarray) and inputs.dtype == object:
+            inputs = inputs.tolist()
+        if isinstance(inputs, Tensor | np.ndarray) and inputs.ndim <= 2:
+            return self._features(_tensor(inputs))
         if isinstance(inputs, Sequence) and inputs and isinstance(inputs[0], Tensor | np.ndarray) and inputs[0].ndim == 1:
-            return self._features(torch.stack([torch.as_tensor(row) for row in inputs]))
+            return self._feature_rows(inputs)
         return prepare_images(inputs, self.config.body.image_size)
+
+    def _feature_rows(self, rows: Sequence[Any]) -> Tensor:
+        for i, row in enumerate(rows):
+            if not isinstance(row, Tensor | np.ndarray) or row.shape != (self.feature_size,):
+                raise InvalidFeatures(
+                    f"item {list(getattr(row, 'shape', []))} is not a feature; "
+                    f"bundle {self.name!r} takes floats [{self.feature_size}]",
+                    field=f"support/{i}",
+                )
+        return self._features(torch.stack([_tensor(row) for row in rows]))
 
     def _features(self, features: Tensor) -> Tensor:
         if features.ndim != 2 or features.shape[1] != self.feature_size or not features.is_floating_point():
@@ -147,6 +165,11 @@ class Bundle:
             )
         if not torch.isfinite(features).all():
             raise InvalidFeatures("the features hold NaN or infinity; every number must be finite", field="support")
+        if (features.abs() > MAX_FEATURE).any():
+            raise InvalidFeatures(
+                f"a feature is {float(features.abs().max()):.3g}; every number must lie within +-{MAX_FEATURE:g}",
+                field="support",
+            )
         return features.detach().cpu().to(torch.float32).contiguous()
 
     def support(
@@ -163,7 +186,7 @@ class Bundle:
                 raise UnsupportedInput(
                     f"bundle {self.name!r} does not use {name}; leave them out", field=name
                 )
-        task = SupportSet.of(self.prepare(inputs), list(labels), classes=classes, limits=self.limits)
+        task = SupportSet.of(self.prepare(inputs), labels, classes=classes, limits=self.limits)
         if self.fixed_ways not in (None, task.ways):
             raise UnsupportedInput(
                 f"the task has {task.ways} classes; bundle {self.name!r} makes heads of {self.fixed_ways} classes only",
@@ -248,6 +271,11 @@ class Bundle:
                 "make it again with /embed",
                 field="task_embedding",
             )
+        if len(task.labels) > self.limits.max_ways:
+            raise LimitExceeded(
+                f"the task has {len(task.labels)} classes; this bundle takes at most {self.limits.max_ways}",
+                field="task_embedding",
+            )
         if self.fixed_ways not in (None, len(task.labels)):
             raise UnsupportedInput(f"bundle {self.name!r} makes heads of {self.fixed_ways} classes only", field="classes")
 
@@ -298,14 +326,16 @@ def load_bundle(name: str | Path, *, device: str = "auto") -> Bundle:
     if recorded != _digest(folder):
         raise DamagedFile(f"bundle {folder.name!r} does not match its digest; fetch or export it again")
     try:
-        values = json.loads(_read_text(folder / CONFIG))
+        values = parse_json(_read_text(folder / CONFIG))
         if values.get("format_version") != FORMAT_VERSION:
             raise DamagedFile(
                 f"bundle {folder.name!r} has format_version {values.get('format_version')!r}; this library reads {FORMAT_VERSION}"
             )
         config = from_json(BundleConfig, values)
         body, generator = build_body(config.body), build_generator(config)
-    except (ValueError, AttributeError, InvalidInput) as error:
+        if config.head_sizes[0] != body.feature_size:
+            raise InvalidConfig(f"head_sizes begin with {config.head_sizes[0]}; the body gives {body.feature_size}")
+    except (ValueError, AttributeError, LookupError, ArithmeticError, TypeError, RuntimeError, InvalidInput) as error:
         raise DamagedFile(f"bundle {folder.name!r} has a config that cannot be used: {error}") from error
     tensors, _ = read_safetensors(folder / WEIGHTS, "bundle's weights")
     _fill(body, "body.", tensors)
@@ -347,6 +377,15 @@ def _folder(name: str | Path) -> Path:
     raise BundleNotFound(f"no bundle {str(name)!r}: shipped are {', '.join(shipped) or 'none'}, and no such folder exists")
 
 
+def _tensor(array: Tensor | np.ndarray) -> Tensor:
+    """The same numbers as a tensor; strides and byte orders that torch lacks are copied away, what is no number is empty."""
+    if isinstance(array, Tensor):
+        return array
+    if array.dtype.kind not in "fiu":
+        return torch.zeros(0, dtype=torch.bool)
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+
+
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -365,7 +404,7 @@ def _card(folder: Path, recorded: str) -> dict[str, Any]:
     if not (folder / CARD).exists():
         return {}
     try:
-        card = json.loads(_read_text(folder / CARD))
+        card = parse_json(_read_text(folder / CARD))
     except ValueError as error:
         raise DamagedFile(f"the bundle's {CARD} is not JSON") from error
     if not isinstance(card, dict) or card.get("bundle_digest") != recorded:

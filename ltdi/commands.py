@@ -204,3 +204,38 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "digest": bundle.digest,
         "accuracy": measured(bundle.card),
     }
+
+
+def measured(card: dict[str, Any]) -> dict[str, dict[str, float | str]]:
+    """From a card: accuracy of generated heads and of the best closed form by protocol, percent."""
+    return {
+        protocol: {
+            "generated": row["generated"]["mean"],
+            "closed_form": row["closed_form"]["mean"],
+            "difference": row["difference"]["mean"],
+        }
+        for protocol, row in card.get("accuracy", {}).items()
+    }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def _table(found: list[dict[str, Any]]) -> str:
+    if not found:
+        return "no bundle ships with this installation"
+    return "\n\n".join(_bundle_report(facts) for facts in found)
+
+
+def _bundle_report(facts: dict[str, Any]) -> str:
+    lines = [
+        f"name      {facts['name']} (recipe {facts['recipe']}, body {facts['body']}, {facts['feature_size']} features)",
+        f"takes     {facts['ways'][0]} to {facts['ways'][1]} classes, {facts['shots'][0]} to {facts['shots'][1]} examples each",
+        f"digest    {facts['digest']}",
+    ]
+    for protocol, row in facts["accuracy"].items():
+        lines.append(f"{protocol:<15} {row['generated']:.2f} %, best closed form {row['closed_form']:.2f} %")
+    if facts.get("card", {}).get("text"):
+        lines += ["", facts["card"]["text"]]
+    return "\n".join(lines)

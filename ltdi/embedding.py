@@ -19,7 +19,7 @@ class ClassStatistics:
         counts = torch.bincount(class_index, minlength=batch * ways)
         at_least_one = counts.clamp_min(1).to(features).unsqueeze(1)
         if len(features) == batch * ways and len(counts) == len(features) and bool((counts == 1).all()):
-            means, squares = features, torch.zeros_like(features)
+            means, squares = features + 0.0, torch.zeros_like(features)  # as below, where -0.0 becomes 0.0
         else:
             zeros = features.new_zeros(batch * ways, features.shape[1])
             means = zeros.index_add(0, class_index, features) / at_least_one
@@ -53,7 +53,7 @@ def embed_task(statistics: ClassStatistics, centre: Tensor, scale: Tensor) -> Te
     return torch.cat(
         [
             (statistics.means - centre) / scale,
-            statistics.variances.sqrt() / scale,
+            statistics.variances.clamp_min(1e-12).sqrt() / scale,
             1 / counts,
             counts.log() / 3,
             torch.zeros_like(counts),

@@ -14,6 +14,7 @@ from ltdi.codec import Layout, Standardiser
 from ltdi.denoisers.class_tokens import ClassTokens, ClassTokensConfig
 from ltdi.denoisers.unet import UNet, UNetConfig
 from ltdi.embedding import ClassStatistics, embed_task, token_size
+from ltdi.errors import InvalidConfig
 from ltdi.sampler import Observer, sample
 from ltdi.schedule import Schedule, ScheduleConfig
 
@@ -39,6 +40,15 @@ class Calibration:
     """Rows by ascending shots, interpolated in the logarithm of shots, constant beyond the ends."""
 
     rows: tuple[CalibrationRow, ...] = (CalibrationRow(1, 1.0),)
+
+    def __post_init__(self) -> None:
+        shots = [row.shots for row in self.rows]
+        if not shots or shots[0] < 1 or sorted(set(shots)) != shots:
+            raise InvalidConfig(f"calibration is for shots {shots}; give rows of ascending shots from 1 on")
+        for row in self.rows:
+            temperatures = (row.temperature, row.baseline_temperature)
+            if not math.isfinite(row.strength) or not all(0 < t < math.inf for t in temperatures):
+                raise InvalidConfig(f"calibration {row} needs a finite strength and finite temperatures above 0")
 
     def at(self, shots: Tensor, field: str) -> Tensor:
         """`field` of the rows at `shots` (any shape, at least 1), float32."""
@@ -83,6 +93,10 @@ class ResidualGenerator(nn.Module):
     def noise_shape(self, ways: int) -> tuple[int, ...]:
         """Of x_T for one task: `(N, D + 1)`."""
         return ways, len(self.codec.scale)
+
+    def rows_per_task(self, ways: int) -> int:
+        """Rows of a task in the chain's matrix products."""
+        return ways
 
     def embed_task(self, statistics: ClassStatistics) -> Tensor:
         """`[B, N, C]`, a token per class."""
@@ -145,6 +159,10 @@ class FlatGenerator(nn.Module):
         """Of x_T for one task: `(P,)`."""
         return (self.layout.length,)
 
+    def rows_per_task(self, ways: int) -> int:
+        """Rows of a task in the chain's matrix products."""
+        return 1
+
     def embed_task(self, statistics: ClassStatistics) -> Tensor:
         """`[B, N, D]`: the mean support feature of each class, standardised."""
         return (statistics.means - self.centre) / self.scale
@@ -202,11 +220,22 @@ def describe(generator: Generator, statistics: ClassStatistics) -> tuple[Tensor,
     return generator.embed_task(statistics), baselines.nearest_mean(statistics.means)
 
 
+LEAST_ROWS = 4
+
+
 def generate_weights(generator: Generator, batch: TaskBatch, observer: Observer | None = None) -> Tensor:
-    """Weights of each task, `[B, ...]`; the mean of x_0 over draws where there are several."""
+    """Weights of each task, `[B, ...]`; the mean of x_0 over draws where there are several.
+
+    A task gets the same bytes whatever shares its batch. Matrix products on one thread give a row the same
+    bytes from four rows on, so smaller batches are filled up with copies of their first task.
+    """
     draws = batch.noise.shape[1]
-    x = batch.noise.flatten(0, 1)
-    task = batch.embedding if draws == 1 else batch.embedding.repeat_interleave(draws, dim=0)
-    x = generator.chain(task, x, observer)
+    x, task = batch.noise.flatten(0, 1), batch.embedding
+    task = task if draws == 1 else task.repeat_interleave(draws, dim=0)
+    count = len(x)
+    fill = -(-LEAST_ROWS // generator.rows_per_task(task.shape[1])) - count
+    if fill > 0:
+        x, task = (torch.cat([part, part[:1].expand(fill, *part.shape[1:])]) for part in (x, task))
+    x = generator.chain(task, x, observer)[:count]
     x = x if draws == 1 else x.unflatten(0, (-1, draws)).mean(1)
     return generator.decode(x, batch.base, batch.counts)

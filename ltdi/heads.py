@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltdi.errors import DamagedFile, InvalidFeatures
-from ltdi.files import read_safetensors, safetensors_bytes, write_bytes
+from ltdi.files import parse_json, read_safetensors, safetensors_bytes, write_bytes
 
 FORMAT = "ltdi.head"
 FORMAT_VERSION = "1"
@@ -104,7 +105,7 @@ class Head(nn.Module):
 
     def to_bytes(self) -> bytes:
         """The head as a safetensors file; the same head gives the same bytes."""
-        return safetensors_bytes(self._tensors(), self.file_metadata())
+        return safetensors_bytes(self.tensors(), self.file_metadata())
 
     def save(self, path: str | Path) -> None:
         """Write the head as a safetensors file, atomically."""
@@ -123,7 +124,8 @@ class Head(nn.Module):
         rest = {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.metadata.items()}
         return dict(sorted((rest | facts).items()))
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """What the file holds, by name."""
         if len(self.layers) == 1:
             tensors = {"weight": self.layers[0].weight, "bias": self.layers[0].bias}
         else:
@@ -131,6 +133,11 @@ class Head(nn.Module):
         if self.feature_mean is not None:
             tensors["feature_mean"] = self.feature_mean
         return tensors
+
+
+def is_text(value: object) -> bool:
+    """Whether it is a string that a file can hold: half a surrogate pair cannot be encoded."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
@@ -155,17 +162,19 @@ def load_head(source: str | Path | bytes) -> Head:
             f"head of format_version {metadata.get('format_version')!r}; this library reads {FORMAT_VERSION!r}"
         )
     try:
-        labels = json.loads(metadata["labels"])
+        labels = parse_json(metadata["labels"])
         temperature = float(metadata["temperature"])
         normalise, activation = metadata["normalise"], metadata["activation"]
     except (KeyError, ValueError) as error:
         raise DamagedFile(f"the head's metadata is incomplete or malformed: {error}") from error
-    if normalise not in NORMALISATIONS or activation not in ACTIVATIONS or not temperature > 0:
+    if normalise not in NORMALISATIONS or activation not in ACTIVATIONS or not 0 < temperature < math.inf:
         raise DamagedFile(
             f"the head asks for normalise={normalise!r}, activation={activation!r}, temperature={temperature}; "
-            f"known are {NORMALISATIONS}, {ACTIVATIONS} and temperatures above 0"
+            f"known are {NORMALISATIONS}, {ACTIVATIONS} and finite temperatures above 0"
         )
     weights = _layers(tensors, labels)
+    if (activation == "relu") != (len(weights) > 1):
+        raise DamagedFile(f"a head of {len(weights)} layers with activation {activation!r}; relu stands between two layers")
     known = {"format", "format_version", "labels", "normalise", "activation", "temperature"}
     return Head(
         weights,
@@ -184,7 +193,7 @@ def _value(key: str, text: str) -> Any:
     if key in TEXT_FIELDS:
         return text
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return text
 
@@ -196,13 +205,15 @@ def _layers(tensors: dict[str, Tensor], labels: Any) -> list[tuple[Tensor, Tenso
     expected = {name for pair in names for name in pair}
     if set(tensors) - {"feature_mean"} != expected:
         raise DamagedFile(f"the head holds tensors {sorted(tensors)}; expected {sorted(expected)}")
+    if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        raise DamagedFile("the head holds tensors that are not float32")
     weights = [(tensors[w], tensors[b]) for w, b in names]
     inputs = None
     for weight, bias in weights:
-        if weight.ndim != 2 or bias.shape != weight.shape[:1] or inputs not in (None, weight.shape[1]):
+        if weight.ndim != 2 or not weight.numel() or bias.shape != weight.shape[:1] or inputs not in (None, weight.shape[1]):
             raise DamagedFile(f"weight {list(weight.shape)} and bias {list(bias.shape)} do not make a layer")
         inputs = weight.shape[0]
-    if not isinstance(labels, list) or len(labels) != inputs or not all(isinstance(x, str) for x in labels):
+    if not isinstance(labels, list) or len(labels) != inputs or not all(is_text(x) for x in labels):
         raise DamagedFile(f"the head has {inputs} rows; its labels must be as many strings")
     return weights
 

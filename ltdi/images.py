@@ -17,6 +17,7 @@ from ltdi.errors import InvalidImage
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 16_000_000
+MAX_SIDE = 8_000  # an image is padded to a square, so a long thin one costs its side squared
 
 
 def prepare_images(images: Tensor | np.ndarray | Iterable[Any], size: int) -> Tensor:
@@ -45,8 +46,11 @@ def prepare_images(images: Tensor | np.ndarray | Iterable[Any], size: int) -> Te
 
 
 def _prepare(image: Any, size: int, field: str) -> np.ndarray:
-    if isinstance(image, (Tensor, np.ndarray)):
-        grey = _from_array(np.asarray(image), field)
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
+    if isinstance(image, np.ndarray):
+        grey = _from_array(image, field)
     elif isinstance(image, Image.Image):
         grey = _to_grey(image)
     elif isinstance(image, (bytes, str, PathLike)):
@@ -55,33 +59,30 @@ def _prepare(image: Any, size: int, field: str) -> np.ndarray:
         raise InvalidImage(f"item is a {type(image).__name__}, not an image", field=field)
     if 0 in grey.shape:
         raise InvalidImage(f"image has size {grey.shape[1]} x {grey.shape[0]}; both sides must be at least 1", field=field)
+    _check_size(grey.shape[1], grey.shape[0], field)
     if grey.shape != (size, size):
         grey = _resize(_square(grey), size)
     return 255 - grey if _border(grey).mean() > 127 else grey
 
 
 def _from_array(array: np.ndarray, field: str) -> np.ndarray:
-    if array.ndim == 3 and array.shape[0] in (1, 3):
-        array = array.mean(0) if array.shape[0] == 3 else array[0]
-    if array.ndim != 2:
+    if array.ndim != 2 and (array.ndim != 3 or array.shape[0] not in (1, 3)):
         raise InvalidImage(f"image array has shape {list(array.shape)}; expected [H, W], [1, H, W] or [3, H, W]", field=field)
-    if array.dtype == np.uint8:
-        return array
-    array = array.astype(np.float64)
-    if not np.isfinite(array).all():
-        raise InvalidImage("image array holds NaN or infinity", field=field)
-    if array.size and (array.min() < 0 or array.max() > 255):
-        raise InvalidImage("image array must hold uint8, or floats in 0..1", field=field)
-    return np.rint(array * 255 if not array.size or array.max() <= 1 else array).astype(np.uint8)
+    if array.dtype.kind not in "fiu":
+        raise InvalidImage(f"image array is of type {array.dtype}; expected uint8, or floats in 0..1", field=field)
+    full = 1 if array.dtype.kind == "f" else 255
+    if array.size and not (array.min() >= 0 and array.max() <= full):  # NaN is neither
+        raise InvalidImage(
+            f"image array holds {array.min()} to {array.max()}; expected uint8, or floats in 0..1", field=field
+        )
+    grey = array.mean(0, dtype=np.float64) if array.ndim == 3 else array
+    return np.rint(grey * (255 // full)).astype(np.uint8)
 
 
 def _decode(source: bytes | str | PathLike[str], field: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else Path(source), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise InvalidImage(
-                f"image has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are decoded", field=field
-            )
+        _check_size(image.width, image.height, field)
         image.load()
         return image
     except InvalidImage:
@@ -90,7 +91,16 @@ def _decode(source: bytes | str | PathLike[str], field: str) -> Image.Image:
         raise InvalidImage(f"not a readable PNG, JPEG or WebP image: {error}".split(" <")[0], field=field) from error
 
 
+def _check_size(width: int, height: int, field: str) -> None:
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+        raise InvalidImage(
+            f"image has {width} x {height} pixels; at most {MAX_PIXELS}, and {MAX_SIDE} a side, are decoded", field=field
+        )
+
+
 def _to_grey(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith("I;16"):  # Pillow would clip, not scale
+        return (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

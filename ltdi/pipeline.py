@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ltdi import baselines
-from ltdi.embedding import ClassStatistics
+from ltdi.embedding import ClassStatistics, token_size
 from ltdi.errors import DamagedFile, GenerationFailed, InvalidInput, LimitExceeded, UnsupportedInput
-from ltdi.files import read_safetensors
+from ltdi.files import parse_json, read_safetensors
 from ltdi.generator import Generator, TaskBatch, describe, draw_noise, generate_weights
-from ltdi.heads import Head, load_head
+from ltdi.heads import Head, is_text, load_head
 from ltdi.support import CanonicalTask, SupportSet
 
 MAX_FOLDS = 5
@@ -45,8 +45,10 @@ class Options:
     fallback: str = "baseline"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise InvalidInput(f"seed is {self.seed}; it must lie in 0..2^63 - 1", field="seed")
+        if type(self.seed) is not int or not 0 <= self.seed < 2**63:
+            raise InvalidInput(f"seed is {self.seed!r}; it must be an integer in 0..2^63 - 1", field="seed")
+        if type(self.draws) is not int:
+            raise InvalidInput(f"draws is {self.draws!r}; it must be an integer", field="options/draws")
         if not 1 <= self.draws <= MAX_DRAWS:
             raise LimitExceeded(f"draws is {self.draws}; it must lie in 1..{MAX_DRAWS}", field="options/draws")
         if self.fallback not in FALLBACKS:
@@ -128,11 +130,11 @@ class TaskEmbedding:
         try:
             task = cls(
                 **{name: tensors[name] for name in ("tokens", "base", "counts", "noise_row")},
-                labels=tuple(json.loads(metadata["labels"])),
-                rows=tuple(json.loads(metadata["rows"])),
+                labels=tuple(parse_json(metadata["labels"])),
+                rows=tuple(parse_json(metadata["rows"])),
                 support_digest=metadata["support_digest"],
                 bundle_digest=metadata["bundle_digest"],
-                baseline_support_accuracy=json.loads(metadata["baseline_support_accuracy"]),
+                baseline_support_accuracy=parse_json(metadata["baseline_support_accuracy"]),
             )
         except (KeyError, ValueError, TypeError) as error:
             raise DamagedFile(f"the task embedding is incomplete: {error}") from error
@@ -142,10 +144,17 @@ class TaskEmbedding:
     def _check(self) -> None:
         ways = len(self.labels)
         integers = all(t.shape == (ways,) and t.dtype == torch.long for t in (self.counts, self.noise_row))
-        floats = all(t.ndim == 2 and len(t) == ways and t.dtype == torch.float32 for t in (self.tokens, self.base))
-        rows = sorted(self.rows) == sorted(self.labels) and len(set(self.labels)) == ways
+        floats = all(
+            t.ndim == 2 and len(t) == ways and t.dtype == torch.float32 and bool((t.abs() < 1e16).all())
+            for t in (self.tokens, self.base)
+        )
+        texts = all(map(is_text, self.labels + self.rows))
+        rows = texts and sorted(self.rows) == sorted(self.labels) and len(set(self.labels)) == ways
         if not (ways >= 2 and integers and floats and rows and self._counts_are_sane(ways)):
             raise DamagedFile("the task embedding's tensors and labels do not fit each other")
+        accuracy = self.baseline_support_accuracy
+        if accuracy is not None and not (isinstance(accuracy, float | int) and 0 <= accuracy <= 1):
+            raise DamagedFile(f"the task embedding's baseline_support_accuracy is {accuracy!r}; it lies in 0..1 or is null")
 
     def _counts_are_sane(self, ways: int) -> bool:
         return bool((self.counts >= 0).all() and (self.noise_row >= 0).all() and (self.noise_row < ways).all())
@@ -395,7 +404,9 @@ def generate_from_embedding(
     ways = len(task.labels)
     shape = generator.noise_shape(ways)
     device = generator.centre.device
-    if task.base.shape[1] != len(generator.centre) + 1:
+    size = len(generator.centre)
+    token = size if generator.recipe == "paper" else token_size(size)
+    if task.base.shape[1] != size + 1 or task.tokens.shape[1] != token:
         raise UnsupportedInput("the task embedding was made for features of another size", field="task_embedding")
     with timer.stage("sample"):
         noise = draw_noise(option.seed, option.draws, shape)
@@ -413,7 +424,7 @@ def generate_from_embedding(
                 raise GenerationFailed("the generated weights hold NaN or infinity; use fallback='baseline'")
             method = "baseline"
         place = {label: at for at, label in enumerate(task.labels)}
-        restore = torch.tensor([place[label] for label in task.rows])
+        restore = task.noise_row[[place[label] for label in task.rows]]
         head = build_head(
             generator, weights[0], batch.base[0], restore, task.rows, task.counts, method,
             facts | {"seed": option.seed, "support_digest": task.support_digest},

@@ -63,7 +63,7 @@ class SupportSet:
             LimitExceeded: more than the bundle takes.
             InvalidFeatures: features that are not finite.
         """
-        labels = tuple(_label(label, "labels") for label in labels)
+        labels = tuple(_label(label, "labels") for label in (() if labels is None else labels))
         if classes is None:
             classes = sorted(set(labels) | set(descriptions or ()))
         support = cls(inputs, labels, tuple(_label(c, "classes") for c in classes), descriptions, unlabelled)
@@ -88,8 +88,9 @@ class SupportSet:
             )
         for label in sorted(set(self.labels) - set(self.classes)):
             raise InvalidSupport(f"label {label!r} is not among `classes`; add it or drop its examples", field="classes")
+        with_examples = set(self.labels)
         for label in self.classes:
-            if label not in set(self.labels) and label not in (self.descriptions or {}):
+            if label not in with_examples and label not in (self.descriptions or {}):
                 raise InvalidSupport(
                     f"class {label!r} has neither an example nor a description; give it at least one", field="support"
                 )
@@ -151,8 +152,8 @@ class CanonicalTask:
 
     @cached_property
     def restore(self) -> Tensor:
-        """`[N]`: `rows[restore]` puts canonical rows back into the caller's order."""
-        return torch.argsort(self.class_order)
+        """`[N]`: `rows[restore]` puts canonical rows back into the caller's order; equal classes get equal rows."""
+        return self.noise_row[torch.argsort(self.class_order)]
 
 
 def _canonical(support: SupportSet) -> CanonicalTask:
@@ -194,4 +195,6 @@ def _digest(*parts: bytes) -> bytes:
 def _label(label: object, field: str) -> str:
     if not isinstance(label, str):
         raise InvalidSupport(f"label {label!r} is a {type(label).__name__}; labels are strings", field=field)
+    if any("\ud800" <= character <= "\udfff" for character in label):
+        raise InvalidSupport(f"label {label!r} holds half a surrogate pair; labels are Unicode text", field=field)
     return label

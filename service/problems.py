@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from starlette.responses import Response
@@ -87,7 +88,7 @@ class Problem(Exception):
     code: str
     detail: str
     field: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__(self.detail)
@@ -134,7 +135,10 @@ def framework_problem(status: int, path: str, method: str, headers: Mapping[str,
     if status == 405:
         allowed = (headers or {}).get("Allow", "")
         return Problem(
-            "method-not-allowed", f"{path!r} does not take {method}; it takes {allowed or 'another'}", None, headers or {}
+            "method-not-allowed",
+            f"{path!r} does not take {method}; it takes {allowed or 'another'}",
+            None,
+            headers or {},
         )
     code = OF_STATUS.get(status, "fault")
     return Problem(code, HTTPStatus(KINDS[code].status).phrase.lower(), None, headers or {})

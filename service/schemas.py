@@ -43,7 +43,9 @@ class ClassSpec(Strict):
 class OptionsSpec(Strict):
     """What may be chosen for one head."""
 
-    fallback: Literal["baseline", "none"] = Field("baseline", description="what comes back where the baseline is better")
+    fallback: Literal["baseline", "none"] = Field(
+        "baseline", description="what comes back where the baseline is better"
+    )
     draws: int = Field(1, description="chains whose results are averaged")
     refine_steps: int = Field(0, description="steps of refinement; no bundle of this release refines")
     check: bool = Field(True, description="measure accuracy on at most five folds of the support")
@@ -241,7 +243,9 @@ def _problem(kind: type[BaseModel], error: dict[str, Any], where: str) -> Proble
         return Problem("request-invalid", f"{path[-1]!r} is missing; every such object needs it", field)
     given = repr(error["input"])
     shown = given if len(given) <= 60 else f"a {type(error['input']).__name__}"
-    return Problem("request-invalid", f"{path[-1] if path else 'the request'} is {shown}: {error['msg'].lower()}", field)
+    return Problem(
+        "request-invalid", f"{path[-1] if path else 'the request'} is {shown}: {error['msg'].lower()}", field
+    )
 
 
 def _known_keys(kind: Any, path: tuple[int | str, ...]) -> list[str]:

@@ -53,8 +53,11 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource, **_: PydanticBaseSettingsSource,
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        **_: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments first, then the environment, then the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
@@ -79,7 +82,7 @@ def load_settings(flags: Mapping[str, Any], file: Path | None = None) -> Setting
         model_config = SettingsConfigDict(toml_file=chosen)
 
     try:
-        return Settings.model_construct(**FromFile(**flags).model_dump())
+        return FromFile(**flags)
     except ValidationError as error:
         raise InvalidConfig(_explain(error)) from error
 

@@ -33,6 +33,8 @@ class BodyConfig:
         steps: batches.
         classes, drawings: a batch holds `drawings` images of each of `classes` classes.
         lr: peak learning rate of AdamW, cosine to zero.
+        new_classes_from: the step from which classes are changed as wholes (`new_class_matrices`), so that the
+            body cannot learn them by heart; never where absent.
         ema: decay of the average of parameters that becomes the body.
         checkpoint_every: steps between checkpoints.
         seed: of initialisation, batches and augmentation.
@@ -45,6 +47,7 @@ class BodyConfig:
     lr: float = 2e-3
     weight_decay: float = 1e-4
     ema: float = 0.99
+    new_classes_from: int | None = None
     checkpoint_every: int = 200
     seed: int = 0
 
@@ -134,7 +137,8 @@ def train_body(config: BodyConfig, data: ClassImages, out: Path) -> Conv4:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1, (step + 1) / 50) * (1 + math.cos(math.pi * step / config.steps)) / 2
-        images = draw_batch(data, config.classes, config.drawings, generator)
+        new_classes = config.new_classes_from is not None and step >= config.new_classes_from
+        images = draw_batch(data, config.classes, config.drawings, generator, new_classes)
         features = body(images).view(config.classes, config.drawings, -1).transpose(0, 1)
         loss = class_mean_loss(features)
         optimizer.zero_grad()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ltdi.errors import InvalidConfig
 from ltdi.schedule import Schedule
 
 
@@ -28,6 +29,12 @@ class ClassTokensConfig:
     encoder_layers: int = 2
     layers: int = 1
     dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.width < 1 or self.width % self.heads:
+            raise InvalidConfig(
+                f"width is {self.width}; it must be a multiple of heads ({self.heads})", field="class_tokens"
+            )
 
 
 class ClassTokens(nn.Module):

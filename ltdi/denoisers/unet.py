@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ltdi.errors import InvalidConfig
 from ltdi.schedule import Schedule
 
 
@@ -26,6 +27,10 @@ class UNetConfig:
     stride: int = 4
     embedding: int = 128
     time: str = "t"
+
+    def __post_init__(self) -> None:
+        if self.time not in ("t", "t-k"):
+            raise InvalidConfig(f"unet.time is {self.time!r}; known: t, t-k", field="unet")
 
 
 class UNet(nn.Module):

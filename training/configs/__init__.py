@@ -20,7 +20,7 @@ OMNIGLOT_TERMS = "Omniglot, Lake et al., Science 2015; MIT licence (brendenlake/
 OMNIGLOT = Experiment(
     name="omniglot",
     data="omniglot",
-    body=BodyConfig(steps=4200),
+    body=BodyConfig(steps=4200, new_classes_from=2400),
     body_run="omniglot",
     prepare=PrepareConfig(tasks=2000, ways=20, shots=1),
     meta_train=MetaTrainConfig(steps=600, ways=(20, 40), drawings=5, eq2_weight=0.01),

@@ -1,0 +1,326 @@
+"""Request bodies to tasks, in each of the three forms. Runs in a thread, not on the event loop."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from ltdi import Bundle, HeadRequest, Options, SupportSet, TaskEmbedding
+from ltdi.errors import InvalidFeatures, InvalidImage
+from service import schemas
+from service.multipart import parse_form
+from service.problems import Problem
+from service.settings import Settings
+
+JSON, MULTIPART, SAFETENSORS = "application/json", "multipart/form-data", "application/vnd.safetensors"
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
+TASK_FORMAT = "ltdi.task"
+FindBundle = Callable[[str | None], Bundle]
+
+
+@dataclass(frozen=True)
+class HeadCall:
+    """One request for a head.
+
+    Args:
+        bundle: that makes it.
+        request: task and options.
+        identity: of the task's content and its labels, for the ETag.
+        examples: how many; 0 for a task embedding.
+    """
+
+    bundle: Bundle
+    request: HeadRequest
+    identity: str
+    examples: int
+
+    @property
+    def ways(self) -> int:
+        """Classes of the task."""
+        task = self.request.task
+        return len(task.labels) if isinstance(task, TaskEmbedding) else task.ways
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes bodies within the bounds of the settings."""
+
+    settings: Settings
+    find: FindBundle
+
+    def head_call(self, media_type: str, content_type: str, body: bytes) -> HeadCall:
+        """A task and its options.
+
+        Raises:
+            Problem, InvalidInput: what is wrong, and where.
+        """
+        if media_type == JSON:
+            fields = schemas.validate(schemas.TaskRequest, parse_json(body))
+            return self._from_json(fields)
+        if media_type == MULTIPART:
+            return self._from_multipart(content_type, body)
+        return self._from_safetensors(body)
+
+    def task(self, media_type: str, content_type: str, body: bytes) -> tuple[Bundle, SupportSet]:
+        """A task without options, for `/embed?as=task`."""
+        call = self.head_call(media_type, content_type, body)
+        if isinstance(call.request.task, TaskEmbedding):
+            raise Problem("request-invalid", "this is a task embedding already; send examples", "support")
+        return call.bundle, call.request.task
+
+    def inputs(self, media_type: str, content_type: str, body: bytes) -> tuple[Bundle, Any]:
+        """Items to embed: a bundle and what `Bundle.embed` takes."""
+        if media_type == JSON:
+            fields = schemas.validate(schemas.EmbedRequest, parse_json(body))
+            return (bundle := self.find(fields.model)), self.items(bundle, fields.inputs, "inputs")
+        if media_type == MULTIPART:
+            parts, files = read_multipart(content_type, body, self.settings.max_items + 1)
+            fields = schemas.validate(schemas.EmbedFields, parse_json(parts.get("request", b"{}")), "request")
+            bundle = self.find(fields.model)
+            return bundle, self.images([content for _, content in files], bundle, "support")
+        tensors, metadata = read_tensors(body)
+        return (bundle := self.find(metadata.get("model"))), self._tensor_inputs(bundle, tensors)
+
+    def queries(self, media_type: str, content_type: str, body: bytes) -> tuple[schemas.PredictRequest, Any]:
+        """A prediction: its fields, and the queries not yet bound to a bundle."""
+        if media_type != JSON:
+            raise Problem("media-type-unsupported", f"/predict takes {JSON}, not {media_type!r}", "Content-Type")
+        fields = schemas.validate(schemas.PredictRequest, parse_json(body))
+        return fields, fields.queries
+
+    def items(self, bundle: Bundle, items: Sequence[schemas.Item], where: str) -> Any:
+        """Items of one form as prepared inputs."""
+        self._check_count(len(items), where)
+        form = form_of(items, where)
+        if form in ("text", "pair"):
+            raise Problem("input-unsupported", f"model {bundle.name!r} reads no text; send {bundle.input_kinds}", where)
+        if form == "features":
+            return bundle.prepare(feature_rows([item.features for item in items], bundle.feature_size, where))
+        return self.images(
+            [from_base64(item.image, f"{where}/{i}/image") for i, item in enumerate(items)], bundle, where
+        )
+
+    def images(self, encoded: Sequence[bytes], bundle: Bundle, where: str) -> Tensor:
+        """Encoded images as prepared ones, pixels counted before decoding."""
+        self._check_count(len(encoded), where)
+        for i, content in enumerate(encoded):
+            check_image(content, self.settings.max_pixels, f"{where}/{i}")
+        return bundle.prepare(list(encoded))
+
+    def _check_count(self, count: int, where: str) -> None:
+        if count > self.settings.max_items:
+            raise Problem("items-too-many", f"{count} items; at most {self.settings.max_items} in one request", where)
+
+    def _from_json(self, fields: schemas.TaskRequest) -> HeadCall:
+        if fields.task_embedding is not None:
+            if fields.support:
+                raise Problem("request-invalid", "send `support` or `task_embedding`, not both", "task_embedding")
+            return self._from_embedding(from_base64(fields.task_embedding, "task_embedding"), fields)
+        bundle = self._bundle_for(fields)
+        if fields.unlabelled:
+            raise Problem("input-unsupported", f"model {bundle.name!r} does not use a pool; leave it out", "unlabelled")
+        inputs = self.items(bundle, fields.support, "support") if fields.support else []
+        return self._call(bundle, inputs, [example.label for example in fields.support], fields)
+
+    def _from_multipart(self, content_type: str, body: bytes) -> HeadCall:
+        parts, files = read_multipart(content_type, body, self.settings.max_items + 1)
+        fields = schemas.validate(schemas.TaskFields, parse_json(parts.get("request", b"{}"), "request"), "request")
+        bundle = self._bundle_for(fields)
+        labels = []
+        for i, (name, _) in enumerate(files):
+            label, slash, _ = name.replace("\\", "/").rpartition("/")
+            if not slash or not label:
+                raise Problem(
+                    "support-invalid",
+                    f"file name {name[:80]!r} names no class; call it LABEL/anything.png",
+                    f"support/{i}",
+                )
+            labels.append(label)
+        return self._call(bundle, self.images([content for _, content in files], bundle, "support"), labels, fields)
+
+    def _from_safetensors(self, body: bytes) -> HeadCall:
+        tensors, metadata = read_tensors(body)
+        if metadata.get("format") == TASK_FORMAT:
+            return self._from_embedding(body, schemas.TaskFields())
+        fields, names = task_fields(metadata)
+        bundle = self._bundle_for(fields)
+        for name in ("descriptions", "unlabelled"):
+            if name in tensors:
+                raise Problem("input-unsupported", f"model {bundle.name!r} does not use {name}; leave them out", name)
+        labels = tensors.get("labels")
+        if labels is None or labels.ndim != 1 or labels.dtype != torch.int64:
+            raise Problem("support-invalid", "`labels` must be there: one int64 for each example", "labels")
+        inputs = self._tensor_inputs(bundle, tensors)
+        rows = labels.tolist()
+        if names is not None and not all(0 <= row < len(names) for row in rows):
+            raise Problem(
+                "support-invalid", f"`labels` must lie in 0..{len(names) - 1}, the rows of `classes`", "labels"
+            )
+        return self._call(bundle, inputs, [names[r] if names is not None else str(r) for r in rows], fields)
+
+    def _tensor_inputs(self, bundle: Bundle, tensors: Mapping[str, Tensor]) -> Tensor:
+        given = [name for name in ("features", "images") if name in tensors]
+        if len(given) != 1:
+            raise Problem("request-invalid", "send exactly one of the tensors `features` and `images`", "features")
+        value = tensors[given[0]]
+        self._check_count(len(value) if value.ndim else 0, given[0])
+        if given[0] == "features":
+            if value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+                raise InvalidFeatures(f"features are {value.dtype}; send f32, f16 or bf16", field="features")
+            return bundle.prepare(value.float() if value.ndim == 2 else value.float().reshape(len(value), -1)[:, :0])
+        if value.dtype != torch.uint8 or value.ndim != 4 or value.shape[1] not in (1, 3):
+            raise InvalidImage(
+                f"images are {value.dtype} {list(value.shape)}; send u8 [M, 1, H, W] or [M, 3, H, W]", field="images"
+            )
+        if value.shape[2] * value.shape[3] > self.settings.max_pixels:
+            raise Problem("pixels-too-many", f"at most {self.settings.max_pixels} pixels an image", "images")
+        return bundle.prepare(value)
+
+    def _from_embedding(self, content: bytes, fields: schemas.TaskFields) -> HeadCall:
+        task = TaskEmbedding.from_bytes(content)
+        bundle = self._bundle_for(fields)
+        identity = json.dumps([task.support_digest, task.labels, task.rows, "embedding"])
+        return HeadCall(bundle, HeadRequest(task, options_of(fields)), identity, 0)
+
+    def _bundle_for(self, fields: schemas.TaskFields) -> Bundle:
+        bundle = self.find(fields.model)
+        if fields.kind != "head":
+            raise Problem("input-unsupported", f"model {bundle.name!r} makes heads, not {fields.kind!r}", "kind")
+        if fields.options.refine_steps:
+            raise Problem("input-unsupported", "no bundle of this release refines; leave it 0", "options/refine_steps")
+        return bundle
+
+    def _call(self, bundle: Bundle, inputs: Any, labels: list[str], fields: schemas.TaskFields) -> HeadCall:
+        classes = None if fields.classes is None else [c.label for c in fields.classes]
+        descriptions = {c.label: c.description for c in fields.classes or () if c.description is not None}
+        support = bundle.support(inputs, labels, classes=classes, descriptions=descriptions or None)
+        order = support.canonical.class_order.tolist()
+        identity = json.dumps([support.canonical.digest, [support.classes[row] for row in order], support.classes])
+        return HeadCall(bundle, HeadRequest(support, options_of(fields)), identity, len(labels))
+
+
+def options_of(fields: schemas.TaskFields) -> Options:
+    """The library's options.
+
+    Raises:
+        InvalidInput: out of range.
+    """
+    options = fields.options
+    return Options(seed=fields.seed, draws=options.draws, check=options.check, fallback=options.fallback)
+
+
+def form_of(items: Sequence[schemas.Item], where: str) -> str:
+    """The one form that all items have.
+
+    Raises:
+        Problem: an item with none or several, or different forms in one list.
+    """
+    forms = set()
+    for i, item in enumerate(items):
+        given = [name for name in ("image", "features", "text", "pair") if getattr(item, name) is not None]
+        if len(given) != 1:
+            raise Problem(
+                "request-invalid", f"an item holds one of image, features, text, pair; this one {given}", f"{where}/{i}"
+            )
+        forms.add(given[0])
+    if len(forms) > 1:
+        raise Problem("request-invalid", f"one form in one task; here are {sorted(forms)}", where)
+    return forms.pop() if forms else "features"
+
+
+def feature_rows(rows: Sequence[list[float] | None], size: int, where: str) -> Tensor:
+    """`[M, D]` of lists of numbers."""
+    for i, row in enumerate(rows):
+        if len(row or ()) != size:
+            raise InvalidFeatures(
+                f"features have size {len(row or ())}; this model takes {size}", field=f"{where}/{i}/features"
+            )
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, size)
+
+
+def check_image(content: bytes, max_pixels: int, where: str) -> None:
+    """Look at an image's header alone.
+
+    Raises:
+        Problem: an image type that is not read, or too many pixels.
+        InvalidImage: no image at all.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            kind, pixels = image.format, image.width * image.height
+    except Exception as error:
+        raise InvalidImage("not a readable PNG, JPEG or WebP image", field=where) from error
+    if kind not in IMAGE_FORMATS:
+        raise Problem("image-type-unsupported", f"the image is {kind}; send PNG, JPEG or WebP", where)
+    if pixels > max_pixels:
+        raise Problem("pixels-too-many", f"the image has {pixels} pixels; at most {max_pixels} are decoded", where)
+
+
+def from_base64(text: str | None, where: str) -> bytes:
+    """Bytes of base64 text."""
+    try:
+        return base64.b64decode(text or "", validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Problem("request-invalid", "not base64; send the file's bytes in base64", where) from error
+
+
+def parse_json(body: bytes, where: str | None = None) -> Any:
+    """JSON, or a 400 problem."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Problem("body-malformed", f"not JSON: {str(error)[:120]}", where) from error
+
+
+def read_multipart(content_type: str, body: bytes, max_parts: int) -> tuple[dict[str, bytes], list[tuple[str, bytes]]]:
+    """The part `request`, and the files of the field `support` with their names, in order."""
+    fields: dict[str, bytes] = {}
+    files: list[tuple[str, bytes]] = []
+    for part in parse_form(body, content_type, max_parts):
+        if part.name == "request":
+            fields[part.name] = part.content
+        elif part.name == "support" and part.filename is not None:
+            files.append((part.filename, part.content))
+        else:
+            raise Problem(
+                "request-invalid",
+                f"the part {part.name[:80]!r} is unknown; known are 'request', and 'support' with a file name",
+                part.name[:80],
+            )
+    return fields, files
+
+
+def read_tensors(body: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors body, or a 400 problem."""
+    try:
+        tensors = load_safetensors(body)
+        length = int.from_bytes(body[:8], "little")
+        metadata = json.loads(body[8 : 8 + length]).get("__metadata__") or {}
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Problem("body-malformed", f"not a whole safetensors file: {str(error)[:120]}") from error
+    return tensors, metadata
+
+
+def task_fields(metadata: Mapping[str, str]) -> tuple[schemas.TaskFields, list[str] | None]:
+    """The fields of the JSON form from metadata, and the class names that `labels` counts in."""
+    values: dict[str, Any] = {}
+    for key, text in metadata.items():
+        if key == "format":
+            continue
+        values[key] = text if key in ("model", "kind", "base_model_name_or_path") else parse_json(text.encode(), key)
+    classes = values.get("classes")
+    if isinstance(classes, list):
+        values["classes"] = [{"label": c} if isinstance(c, str) else c for c in classes]
+    fields = schemas.validate(schemas.TaskFields, values, "metadata")
+    return fields, None if fields.classes is None else [c.label for c in fields.classes]

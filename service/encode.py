@@ -1,0 +1,148 @@
+"""Artefacts and their two forms, the headers that go with them, and the bounded cache that keeps them."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from dataclasses import dataclass
+from hashlib import sha256
+from threading import Lock
+from typing import Any
+
+from ltdi import Head, load_head
+from service.decode import JSON, SAFETENSORS, HeadCall
+from service.problems import Problem
+
+STAGES = ("decode", "embed", "queue", "sample", "check", "encode", "total")
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A head that is ready to be sent.
+
+    Args:
+        etag: without quotes.
+        form: the media type it was asked for in.
+        content: the safetensors file.
+        model: the bundle's name.
+        bundle_digest: its digest.
+        method: `generated` or `baseline`.
+        support_accuracy, baseline_support_accuracy: on folds of the support, or None.
+    """
+
+    etag: str
+    form: str
+    content: bytes
+    model: str
+    bundle_digest: str
+    method: str
+    support_accuracy: float | None
+    baseline_support_accuracy: float | None
+
+    @classmethod
+    def of(cls, head: Head, etag: str, form: str) -> Artefact:
+        """From a head; runs in the inference thread."""
+        return cls(
+            etag,
+            form,
+            head.to_bytes(),
+            head.metadata["model"],
+            head.metadata["bundle_digest"],
+            head.method,
+            head.support_accuracy,
+            head.baseline_support_accuracy,
+        )
+
+    def body(self, timings: dict[str, float]) -> bytes:
+        """The response body in its form; timings (ms) stand in JSON only."""
+        return self.content if self.form == SAFETENSORS else head_json(load_head(self.content), timings)
+
+    def headers(self) -> dict[str, str]:
+        """What every answer with this artefact carries."""
+        headers = {
+            "ETag": f'"{self.etag}"',
+            "LtDi-Method": self.method,
+            "LtDi-Bundle": f"{self.model}@{self.bundle_digest[:12]}",
+        }
+        for name, value in (
+            ("LtDi-Support-Accuracy", self.support_accuracy),
+            ("LtDi-Baseline-Support-Accuracy", self.baseline_support_accuracy),
+        ):
+            if value is not None:
+                headers[name] = f"{value:.4f}"
+        return headers
+
+
+def etag_of(call: HeadCall, form: str) -> str:
+    """Digest of bundle, canonical task, seed, options and form."""
+    options = call.request.options
+    parts = [call.bundle.digest, call.identity, options.seed, options.draws, options.check, options.fallback, form]
+    return sha256(json.dumps(parts).encode()).hexdigest()[:40]
+
+
+def head_json(head: Head, timings: dict[str, float]) -> bytes:
+    """A head as JSON, tensors as nested lists."""
+    facts: dict[str, Any] = dict(head.file_metadata())
+    facts |= {"labels": head.labels, "temperature": head.temperature} | head.metadata
+    facts["tensors"] = {name: tensor.tolist() for name, tensor in head.tensors().items()}
+    facts["timings_ms"] = timings
+    return json.dumps(facts, ensure_ascii=False).encode()
+
+
+def server_timing(seconds: dict[str, float]) -> str:
+    """`Server-Timing` in ms, stages in order."""
+    return ", ".join(f"{stage};dur={1000 * seconds[stage]:.3f}" for stage in STAGES if stage in seconds)
+
+
+def milliseconds(seconds: dict[str, float]) -> dict[str, float]:
+    """Stage times as the JSON answers give them."""
+    return {stage: round(1000 * seconds[stage], 3) for stage in STAGES if stage in seconds}
+
+
+def choose_form(accept: str, offered: tuple[str, ...] = (SAFETENSORS, JSON)) -> str:
+    """The response form that `Accept` likes best; the first offered where it likes all the same.
+
+    Raises:
+        Problem: 406.
+    """
+    quality = dict.fromkeys(offered, 0.0)
+    for part in (accept or "*/*").split(","):
+        media, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        weight = next((_weight(p[2:]) for p in parameters if p.startswith("q=")), 1.0)
+        for form in offered:
+            if media in (form, "*/*", form.split("/")[0] + "/*"):
+                quality[form] = max(quality[form], weight)
+    best = max(offered, key=lambda form: quality[form])
+    if quality[best] <= 0:
+        raise Problem(
+            "not-acceptable", f"no form of {accept[:80]!r} is offered; offered are {', '.join(offered)}", "Accept"
+        )
+    return best
+
+
+def _weight(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+class Cache:
+    """The latest artefacts by ETag, `items` at most."""
+
+    def __init__(self, items: int) -> None:
+        self._items, self._kept, self._lock = items, OrderedDict[str, Artefact](), Lock()
+
+    def get(self, etag: str) -> Artefact | None:
+        """An artefact that is still kept."""
+        with self._lock:
+            if etag in self._kept:
+                self._kept.move_to_end(etag)
+            return self._kept.get(etag)
+
+    def put(self, artefact: Artefact) -> None:
+        """Keep an artefact, letting go of the one that was used longest ago."""
+        with self._lock:
+            self._kept[artefact.etag] = artefact
+            while len(self._kept) > self._items:
+                self._kept.popitem(last=False)

@@ -1,0 +1,43 @@
+"""The OpenAPI document: `python -m service.openapi` writes `openapi/openapi.json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from service.documents import NAMED
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The document of the app, with the schemas that routes refer to by name and without the framework's own errors."""
+    made = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+    _, named = models_json_schema(
+        [(model, "validation") for model in NAMED], ref_template="#/components/schemas/{model}"
+    )
+    made["components"] = {"schemas": dict(sorted(named["$defs"].items()))}
+    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
+    for path in made["paths"].values():
+        for operation in path.values():
+            answer = operation["responses"].get("422")
+            if answer is not None and "application/problem+json" not in answer["content"]:
+                answer["content"], answer["description"] = problem, "Understood but impossible"
+    return made
+
+
+def text(app: FastAPI) -> str:
+    """The document as it stands in the repository."""
+    return json.dumps(document(app), indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    from service.app import create_app
+
+    target = Path(sys.argv[1] if len(sys.argv) > 1 else "openapi/openapi.json")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text(create_app()), encoding="utf-8")

@@ -1,0 +1,58 @@
+"""Small untrained bundles, whose denoisers do answer something, for every test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import ltdi
+from ltdi.bundle import Bundle, BundleConfig, build_body, build_generator
+from ltdi.denoisers.class_tokens import ClassTokensConfig
+from ltdi.denoisers.unet import UNetConfig
+
+torch.set_num_threads(1)
+
+
+def make_bundle(folder: Path, **changes: object) -> Path:
+    """Write an untrained bundle with a fixed seed and an answer that is not zero."""
+    settings = {"name": "toy", "class_tokens": ClassTokensConfig(width=32)} | changes
+    config = BundleConfig(**settings)
+    torch.manual_seed(0)
+    body, generator = build_body(config.body), build_generator(config)
+    for parameter in generator.denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    Bundle(config, body, generator).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "toy")
+
+
+@pytest.fixture(scope="session")
+def toy(toy_folder: Path) -> Bundle:
+    return ltdi.load_bundle(toy_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def toy_paper(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("bundles") / "toy-paper"
+    unet = UNetConfig(channels=(4, 8), embedding=16)
+    make_bundle(folder, name="toy-paper", recipe="paper", class_tokens=None, unet=unet, head_sizes=(256, 4, 3))
+    return ltdi.load_bundle(folder, device="cpu")
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    """Twelve made drawings: three classes of four."""
+    from training.data.made import load_made
+
+    return load_made("test", classes=3, drawings=4).images.flatten(0, 1)
+
+
+@pytest.fixture
+def labels() -> list[str]:
+    return [label for label in ("ka", "ra", "ta") for _ in range(4)]

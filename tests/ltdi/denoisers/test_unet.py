@@ -1,0 +1,55 @@
+"""The denoiser of the `paper` recipe."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ltdi.denoisers.unet import UNet, UNetConfig
+from ltdi.errors import InvalidConfig
+from ltdi.schedule import Schedule
+
+
+def build(time: str = "t", length: int = 37) -> UNet:
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(channels=(4, 8), embedding=16, time=time), Schedule(), inputs=12, length=length).eval()
+    torch.nn.init.normal_(network.last.weight)
+    return network
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("length", [1, 16, 37, 64])
+def test_weights_of_any_length_come_back_at_that_length(length: int) -> None:
+    assert build(length=length)(torch.randn(3, length), 7, torch.randn(3, 12)).shape == (3, length)
+
+
+@torch.inference_mode()
+def test_one_step_for_all_equals_the_same_step_for_each() -> None:
+    network, x, condition = build(), torch.randn(3, 37), torch.randn(3, 12)
+    assert torch.equal(network(x, 7, condition), network(x, torch.tensor([7, 7, 7]), condition))
+
+
+@torch.inference_mode()
+def test_told_t_it_tells_equal_places_of_two_segments_apart() -> None:
+    x, condition = torch.randn(1, 37), torch.randn(1, 12)
+    assert not torch.equal(build("t")(x, 2, condition), build("t")(x, 9, condition))
+
+
+@torch.inference_mode()
+def test_told_t_minus_k_it_cannot_tell_them_apart() -> None:
+    x, condition = torch.randn(1, 37), torch.randn(1, 12)
+    network = build("t-k")
+    assert torch.equal(network(x, 2, condition), network(x, 9, condition))
+    assert torch.equal(network(x, 2, condition), network(x, 15, condition))
+    assert not torch.equal(network(x, 2, condition), network(x, 3, condition))
+
+
+@torch.inference_mode()
+def test_the_task_changes_the_answer() -> None:
+    network, x = build(), torch.randn(1, 37)
+    assert not torch.allclose(network(x, 7, torch.zeros(1, 12)), network(x, 7, torch.ones(1, 12)))
+
+
+def test_an_unknown_time_argument_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="known: t, t-k"):
+        UNetConfig(time="k")
