@@ -1,0 +1,55 @@
+# Two commands matter: `make serve` and `make test`. Both create what they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8080
+DATA ?= data
+
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps torchvision==0.28.0
+	@touch $@
+
+install: $(VENV)/.installed ## create .venv with what serving needs
+
+install-dev: $(VENV)/.installed-dev ## the same with what tests, demo and training need
+
+serve: $(VENV)/.installed ## serve the shipped bundle (PORT=8080)
+	$(BIN)/ltdi serve --port $(PORT)
+
+test: $(VENV)/.installed-dev ## run all tests
+	$(BIN)/pytest
+
+demo: $(VENV)/.installed-dev ## ten digits that no training saw, one example each, by the running service
+	$(BIN)/python demo/digits.py
+
+bench: $(VENV)/.installed-dev ## time generation against fine-tuning and logistic regression
+	$(BIN)/ltdi bench --out results/bench.json
+
+evaluate: $(VENV)/.installed-dev ## the table of the README, from the checkpoints under runs/ (DATA=data)
+	$(BIN)/ltdi evaluate --config omniglot --data $(DATA)
+
+openapi: $(VENV)/.installed ## write openapi/openapi.json anew
+	$(BIN)/python -m service.openapi
+
+lint: $(VENV)/.installed-dev ## check the style
+	$(BIN)/ruff check .
+
+system-deps: ## Debian packages that a bare machine may lack
+	apt-get install --yes python3-venv bsdextrautils
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache demo/out
+
+.PHONY: help install install-dev serve test demo bench evaluate openapi lint system-deps clean
