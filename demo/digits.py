@@ -7,7 +7,7 @@ has seen characters of other alphabets only. Writes a picture of the support set
 from __future__ import annotations
 
 import argparse
-import re
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import matplotlib
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from ltdi.baselines import class_means, logits
 from service.client import LtDiClient
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 OUT = Path(__file__).parent / "out" / "digits.png"
 
@@ -37,17 +38,41 @@ def running_service(url: str | None, bundle: str) -> Iterator[LtDiClient]:
         with LtDiClient(url) as client:
             yield client
         return
-    command = [sys.executable, "-m", "ltdi.cli", "serve", "--port", "0", "--bundle", bundle]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    port = free_port()
+    command = [sys.executable, "-m", "ltdi.cli", "serve", "--port", str(port), "--bundle", bundle]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
-            address = next(m[0] for line in process.stdout if (m := re.search(r"http://[\d.]+:\d+", line)))
-            with LtDiClient(address) as client:
-                while not client.ready():
-                    time.sleep(0.1)
+            with LtDiClient(f"http://127.0.0.1:{port}") as client:
+                wait_until_ready(client, process)
                 yield client
         finally:
             process.terminate()
-            process.communicate()
+
+
+def free_port() -> int:
+    """A port that nothing listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until_ready(client: LtDiClient, process: subprocess.Popen, seconds: float = 120.0) -> None:
+    """Return when the service takes work; end the program with the reason where it never will."""
+    deadline = time.monotonic() + seconds
+    while not client.ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit("error: the service did not become ready; `ltdi serve` says why")
+        if reason := why_failed(client):
+            raise SystemExit(f"error: the service is not ready: {reason}")
+        time.sleep(0.1)
+
+
+def why_failed(client: LtDiClient) -> str | None:
+    """Why the bundle did not load; None while it loads, and while nothing listens yet."""
+    try:
+        return next((model["reason"] for model in client.models() if model["state"] == "failed"), None)
+    except httpx.TransportError:
+        return None
 
 
 def choose_support(target: np.ndarray, shots: int, seed: int) -> np.ndarray:

@@ -63,30 +63,37 @@ def lda(support: Tensor, covariance: Tensor) -> Tensor:
 
 
 def logistic_regression(support: Tensor, inverse_strength: float, iterations: int = 300) -> Tensor:
-    """Multinomial logistic regression with an L2 penalty, by Nesterov's accelerated gradient.
+    """Multinomial logistic regression with an L2 penalty, by Nesterov's accelerated gradient with restarts.
 
     Minimises the summed cross entropy + |W|^2 / (2 inverse_strength), the bias free, as scikit-learn does.
+    Features are centred first: the free bias makes that the same problem, much better conditioned where
+    features have a large mean. Momentum restarts where it points uphill (O'Donoghue and Candes, 2015).
 
     Args:
         support: `[B, N, K, D]`.
         inverse_strength: C.
     """
     batch, ways, shots, size = support.shape
-    features = F.pad(support.reshape(batch, ways * shots, size), (0, 1), value=1.0)
+    features = support.reshape(batch, ways * shots, size)
+    centre = features.mean(-2, keepdim=True)
+    features = F.pad(features - centre, (0, 1), value=1.0)
     target = torch.eye(ways, dtype=support.dtype).repeat_interleave(shots, dim=0)
     penalty = torch.full((size + 1,), 1 / inverse_strength, dtype=support.dtype)
     penalty[-1] = 0
     largest = torch.linalg.matrix_norm(features @ features.transpose(-1, -2), ord=2)
     rate = (1 / (largest / 2 + 1 / inverse_strength)).reshape(-1, 1, 1)
     head = torch.zeros(batch, ways, size + 1, dtype=support.dtype)
-    ahead, momentum = head, 1.0
+    ahead, momentum = head, torch.ones_like(rate)
     for _ in range(iterations):
         error = torch.softmax(features @ ahead.transpose(-1, -2), dim=-1) - target
         moved = ahead - rate * (error.transpose(-1, -2) @ features + penalty * ahead)
+        uphill = ((ahead - moved) * (moved - head)).sum((-2, -1), keepdim=True) > 0
+        momentum = torch.where(uphill, 1.0, momentum)
         following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
         ahead = moved + (momentum - 1) / following * (moved - head)
         head, momentum = moved, following
-    return head
+    weights, bias = head[..., :-1], head[..., -1:]
+    return torch.cat([weights, bias - weights @ centre.transpose(-1, -2)], dim=-1)
 
 
 NORMALISERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -9,9 +9,11 @@ import re
 import sys
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -23,7 +25,7 @@ from ltdi import Bundle, LtDiError, library_version
 from service.encode import Cache
 from service.metrics import Metrics
 from service.models import Models
-from service.problems import Problem, framework_problem, problem_of, problem_response
+from service.problems import Problem, framework_problem, located, problem_of, problem_response
 from service.routes import router
 from service.settings import Settings
 from service.worker import Worker, WorkerDead
@@ -84,6 +86,7 @@ def create_app(settings: Settings | None = None, bundles: list[Bundle] | None = 
         version=library_version(),
         lifespan=_lifespan,
         summary="Weights on demand: classifier heads from a few examples",
+        redirect_slashes=False,
     )
     app.state.service = state
     app.include_router(router)
@@ -120,7 +123,7 @@ class Envelope:
         started, status = time.perf_counter(), 0
         scope.setdefault("state", {})["request_id"] = identifier = request_id_of(scope)
         timing: dict[str, float] = {}
-        scope["state"]["seconds"] = timing
+        scope["state"] |= {"seconds": timing, "started": started}
 
         async def send_with_id(message: dict) -> None:
             nonlocal status
@@ -134,7 +137,7 @@ class Envelope:
         try:
             await self._answer(scope, receive, send_with_id, identifier)
         except Exception as error:
-            LOG.error("fault", exc_info=error, extra={"fields": {"request_id": identifier}})
+            LOG.error("fault", extra={"fields": {"request_id": identifier} | fault_fields(error)})
             if not status:
                 problem = Problem("fault", "something went wrong here; report it with the request id")
                 await problem_response(problem, identifier)(scope, receive, send_with_id)
@@ -169,7 +172,14 @@ def request_id_of(scope: dict) -> str:
     return uuid.uuid4().hex
 
 
+def fault_fields(error: BaseException) -> dict[str, Any]:
+    """Where an error was raised, for the log; its message is left out, as it may hold a caller's labels."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return {"error": type(error).__name__, "at": [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames[-8:]]}
+
+
 def _answer(request: Request, problem: Problem) -> Response:
+    problem = located(problem, request.headers.get("content-type", ""))
     reason = problem.kind.reason
     if reason is not None:
         request.app.state.service.metrics.rejected.labels(reason).inc()
@@ -184,7 +194,7 @@ async def _on_library_error(request: Request, error: LtDiError) -> Response:
     problem = problem_of(error)
     if problem.kind.status >= 500:
         request.app.state.service.metrics.check_failures.labels(error.code).inc()
-        LOG.error("fault", exc_info=error, extra={"fields": {"request_id": request.state.request_id}})
+        LOG.error("fault", extra={"fields": {"request_id": request.state.request_id} | fault_fields(error)})
     return _answer(request, problem)
 
 
@@ -218,7 +228,7 @@ class JsonLines(logging.Formatter):
         }
         line |= getattr(record, "fields", {})
         if record.exc_info and record.exc_info[1] is not None:
-            line["error"] = repr(record.exc_info[1])[:500]
+            line |= fault_fields(record.exc_info[1])
         return json.dumps(line, ensure_ascii=False)
 
 

@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -16,16 +17,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from ltdi import Bundle, HeadRequest, Options, SupportSet, TaskEmbedding
+from ltdi import Bundle, HeadRequest, LtDiError, Options, SupportSet, TaskEmbedding, safetensors_bytes
+from ltdi.config import nearest
 from ltdi.errors import InvalidFeatures, InvalidImage
 from service import schemas
-from service.multipart import parse_form
+from service.multipart import Part, parse_form
 from service.problems import Problem
 from service.settings import Settings
 
 JSON, MULTIPART, SAFETENSORS = "application/json", "multipart/form-data", "application/vnd.safetensors"
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
+OTHER_FORMATS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG"}
 TASK_FORMAT = "ltdi.task"
+TASK_METADATA = (
+    "format", "format_version", "labels", "rows", "support_digest", "bundle_digest", "baseline_support_accuracy",
+)  # fmt: skip
+INPUT_TENSORS = ("features", "images")
 FindBundle = Callable[[str | None], Bundle]
 
 
@@ -37,7 +44,7 @@ class HeadCall:
         bundle: that makes it.
         request: task and options.
         identity: of the task's content and its labels, for the ETag.
-        examples: how many; 0 for a task embedding.
+        examples: how many.
     """
 
     bundle: Bundle
@@ -50,6 +57,23 @@ class HeadCall:
         """Classes of the task."""
         task = self.request.task
         return len(task.labels) if isinstance(task, TaskEmbedding) else task.ways
+
+
+@dataclass(frozen=True)
+class PredictCall:
+    """One request for probabilities.
+
+    Args:
+        artefact: ETag of the head, where it is not in the body.
+        head: its file, where it is.
+        model: what embeds the queries, where the caller names it.
+        queries: prepares the queries for a bundle.
+    """
+
+    artefact: str | None
+    head: bytes | None
+    model: str | None
+    queries: Callable[[Bundle], Tensor]
 
 
 @dataclass(frozen=True)
@@ -85,19 +109,39 @@ class Decoder:
             fields = schemas.validate(schemas.EmbedRequest, parse_json(body))
             return (bundle := self.find(fields.model)), self.items(bundle, fields.inputs, "inputs")
         if media_type == MULTIPART:
-            parts, files = read_multipart(content_type, body, self.settings.max_items + 1)
-            fields = schemas.validate(schemas.EmbedFields, parse_json(parts.get("request", b"{}")), "request")
-            bundle = self.find(fields.model)
-            return bundle, self.images([content for _, content in files], bundle, "support")
-        tensors, metadata = read_tensors(body)
-        return (bundle := self.find(metadata.get("model"))), self._tensor_inputs(bundle, tensors)
+            form = read_multipart(content_type, body, self.settings.max_items + 1, ("inputs",))
+            fields = schemas.validate(schemas.EmbedFields, form.request, "request")
+            return (bundle := self.find(fields.model)), self.images(form.contents("inputs"), bundle, "inputs")
+        tensors, metadata = read_tensors(body, INPUT_TENSORS)
+        fields = schemas.validate(schemas.EmbedFields, without_format(metadata), "metadata")
+        return (bundle := self.find(fields.model)), self._tensor_inputs(bundle, tensors)
 
-    def queries(self, media_type: str, content_type: str, body: bytes) -> tuple[schemas.PredictRequest, Any]:
-        """A prediction: its fields, and the queries not yet bound to a bundle."""
-        if media_type != JSON:
-            raise Problem("media-type-unsupported", f"/predict takes {JSON}, not {media_type!r}", "Content-Type")
-        fields = schemas.validate(schemas.PredictRequest, parse_json(body))
-        return fields, fields.queries
+    def prediction(self, media_type: str, content_type: str, body: bytes) -> PredictCall:
+        """A head, or its ETag, and queries that are prepared once the bundle is known."""
+        if media_type == JSON:
+            fields = schemas.validate(schemas.PredictRequest, parse_json(body))
+            head = None if fields.head is None else from_base64(fields.head, "head")
+            return PredictCall(fields.artefact, head, fields.model, lambda b: self.items(b, fields.queries, "queries"))
+        if media_type == MULTIPART:
+            return self._prediction_from_multipart(content_type, body)
+        tensors, metadata = read_tensors(body, (*INPUT_TENSORS, "head"))
+        chosen = schemas.validate(schemas.PredictFields, without_format(metadata), "metadata")
+        head = None
+        if (file := tensors.pop("head", None)) is not None:
+            if file.dtype != torch.uint8 or file.ndim != 1:
+                raise Problem("request-invalid", "the tensor `head` holds the bytes of a head's file, u8 [B]", "head")
+            head = file.numpy().tobytes()
+        return PredictCall(chosen.artefact, head, chosen.model, lambda b: self._tensor_inputs(b, tensors))
+
+    def _prediction_from_multipart(self, content_type: str, body: bytes) -> PredictCall:
+        form = read_multipart(content_type, body, self.settings.max_items + 2, ("queries", "head"))
+        fields = schemas.validate(schemas.PredictFields, form.request, "request")
+        heads = form.contents("head")
+        if len(heads) > 1:
+            raise Problem("request-invalid", f"{len(heads)} heads; send one", "head")
+        head = heads[0] if heads else None
+        queries = form.contents("queries")
+        return PredictCall(fields.artefact, head, fields.model, lambda b: self.images(queries, b, "queries"))
 
     def items(self, bundle: Bundle, items: Sequence[schemas.Item], where: str) -> Any:
         """Items of one form as prepared inputs."""
@@ -134,11 +178,11 @@ class Decoder:
         return self._call(bundle, inputs, [example.label for example in fields.support], fields)
 
     def _from_multipart(self, content_type: str, body: bytes) -> HeadCall:
-        parts, files = read_multipart(content_type, body, self.settings.max_items + 1)
-        fields = schemas.validate(schemas.TaskFields, parse_json(parts.get("request", b"{}"), "request"), "request")
+        form = read_multipart(content_type, body, self.settings.max_items + 1, ("support",))
+        fields = schemas.validate(schemas.TaskFields, form.request, "request")
         bundle = self._bundle_for(fields)
         labels = []
-        for i, (name, _) in enumerate(files):
+        for i, name in enumerate(form.filenames("support")):
             label, slash, _ = name.replace("\\", "/").rpartition("/")
             if not slash or not label:
                 raise Problem(
@@ -147,13 +191,15 @@ class Decoder:
                     f"support/{i}",
                 )
             labels.append(label)
-        return self._call(bundle, self.images([content for _, content in files], bundle, "support"), labels, fields)
+        return self._call(bundle, self.images(form.contents("support"), bundle, "support"), labels, fields)
 
     def _from_safetensors(self, body: bytes) -> HeadCall:
         tensors, metadata = read_tensors(body)
         if metadata.get("format") == TASK_FORMAT:
-            return self._from_embedding(body, schemas.TaskFields())
-        fields, names = task_fields(metadata)
+            chosen = {key: text for key, text in metadata.items() if key not in TASK_METADATA}
+            return self._from_embedding(body, task_fields(chosen)[0])
+        only_known(tensors, (*INPUT_TENSORS, "labels", "descriptions", "unlabelled"))
+        fields, names = task_fields(without_format(metadata))
         bundle = self._bundle_for(fields)
         for name in ("descriptions", "unlabelled"):
             if name in tensors:
@@ -170,7 +216,7 @@ class Decoder:
         return self._call(bundle, inputs, [names[r] if names is not None else str(r) for r in rows], fields)
 
     def _tensor_inputs(self, bundle: Bundle, tensors: Mapping[str, Tensor]) -> Tensor:
-        given = [name for name in ("features", "images") if name in tensors]
+        given = [name for name in INPUT_TENSORS if name in tensors]
         if len(given) != 1:
             raise Problem("request-invalid", "send exactly one of the tensors `features` and `images`", "features")
         value = tensors[given[0]]
@@ -188,10 +234,17 @@ class Decoder:
         return bundle.prepare(value)
 
     def _from_embedding(self, content: bytes, fields: schemas.TaskFields) -> HeadCall:
-        task = TaskEmbedding.from_bytes(content)
+        try:
+            task = TaskEmbedding.from_bytes(content)
+        except LtDiError as error:
+            error.field = "task_embedding"
+            raise
+        if fields.classes is not None:
+            raise Problem("request-invalid", "a task embedding has its classes; leave `classes` out", "classes")
         bundle = self._bundle_for(fields)
-        identity = json.dumps([task.support_digest, task.labels, task.rows, "embedding"])
-        return HeadCall(bundle, HeadRequest(task, options_of(fields)), identity, 0)
+        # Its digests are the caller's word, so what tells it from others is all of it.
+        identity = sha256(safetensors_bytes(task.tensors(), task.metadata())).hexdigest()
+        return HeadCall(bundle, HeadRequest(task, options_of(fields)), identity, int(task.counts.sum()))
 
     def _bundle_for(self, fields: schemas.TaskFields) -> Bundle:
         bundle = self.find(fields.model)
@@ -256,13 +309,16 @@ def check_image(content: bytes, max_pixels: int, where: str) -> None:
         Problem: an image type that is not read, or too many pixels.
         InvalidImage: no image at all.
     """
+    other = next((kind for magic, kind in OTHER_FORMATS.items() if content.startswith(magic)), None)
+    if other is not None:
+        raise Problem("image-type-unsupported", f"the image is {other}; send PNG, JPEG or WebP", where)
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            kind, pixels = image.format, image.width * image.height
-    except Exception as error:
+        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
+            pixels = image.width * image.height
+    except Image.DecompressionBombError as error:
+        raise Problem("pixels-too-many", f"the image has more than {max_pixels} pixels", where) from error
+    except Exception as error:  # Pillow raises many types for damaged files
         raise InvalidImage("not a readable PNG, JPEG or WebP image", field=where) from error
-    if kind not in IMAGE_FORMATS:
-        raise Problem("image-type-unsupported", f"the image is {kind}; send PNG, JPEG or WebP", where)
     if pixels > max_pixels:
         raise Problem("pixels-too-many", f"the image has {pixels} pixels; at most {max_pixels} are decoded", where)
 
@@ -283,32 +339,68 @@ def parse_json(body: bytes, where: str | None = None) -> Any:
         raise Problem("body-malformed", f"not JSON: {str(error)[:120]}", where) from error
 
 
-def read_multipart(content_type: str, body: bytes, max_parts: int) -> tuple[dict[str, bytes], list[tuple[str, bytes]]]:
-    """The part `request`, and the files of the field `support` with their names, in order."""
-    fields: dict[str, bytes] = {}
-    files: list[tuple[str, bytes]] = []
+@dataclass(frozen=True)
+class Form:
+    """A multipart request.
+
+    Args:
+        request: what its part `request` says; an empty object where there is none.
+        files: its other parts, in order.
+    """
+
+    request: Any
+    files: list[Part]
+
+    def contents(self, name: str) -> list[bytes]:
+        """The files of a field."""
+        return [part.content for part in self.files if part.name == name]
+
+    def filenames(self, name: str) -> list[str]:
+        """Their names."""
+        return [part.filename or "" for part in self.files if part.name == name]
+
+
+def read_multipart(content_type: str, body: bytes, max_parts: int, fields: tuple[str, ...]) -> Form:
+    """The part `request`, and the files of `fields`; any other part is an error."""
+    request: Any = {}
+    files = []
     for part in parse_form(body, content_type, max_parts):
         if part.name == "request":
-            fields[part.name] = part.content
-        elif part.name == "support" and part.filename is not None:
-            files.append((part.filename, part.content))
+            request = parse_json(part.content, "request")
+        elif part.name in fields and part.filename is not None:
+            files.append(part)
         else:
+            known = " and ".join(map(repr, fields))
             raise Problem(
                 "request-invalid",
-                f"the part {part.name[:80]!r} is unknown; known are 'request', and 'support' with a file name",
+                f"the part {part.name[:80]!r} is unknown; known are 'request', and {known} with a file name",
                 part.name[:80],
             )
-    return fields, files
+    return Form(request, files)
 
 
-def read_tensors(body: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors body, or a 400 problem."""
+def only_known(tensors: Mapping[str, Tensor], known: tuple[str, ...]) -> None:
+    """Refuse a tensor that no request holds, so that a misspelt one is not left out in silence."""
+    for name in tensors:
+        if name not in known:
+            raise Problem("request-invalid", f"the tensor {name[:80]!r} is unknown; {nearest(name, list(known))}", name)
+
+
+def without_format(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Metadata without what says which kind of file it is."""
+    return {key: text for key, text in metadata.items() if key != "format"}
+
+
+def read_tensors(body: bytes, known: tuple[str, ...] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors body, or a 400 problem; 422 for a tensor that is not among `known`."""
     try:
         tensors = load_safetensors(body)
         length = int.from_bytes(body[:8], "little")
         metadata = json.loads(body[8 : 8 + length]).get("__metadata__") or {}
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Problem("body-malformed", f"not a whole safetensors file: {str(error)[:120]}") from error
+    if known is not None:
+        only_known(tensors, known)
     return tensors, metadata
 
 
@@ -316,8 +408,6 @@ def task_fields(metadata: Mapping[str, str]) -> tuple[schemas.TaskFields, list[s
     """The fields of the JSON form from metadata, and the class names that `labels` counts in."""
     values: dict[str, Any] = {}
     for key, text in metadata.items():
-        if key == "format":
-            continue
         values[key] = text if key in ("model", "kind", "base_model_name_or_path") else parse_json(text.encode(), key)
     classes = values.get("classes")
     if isinstance(classes, list):

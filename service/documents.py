@@ -44,31 +44,27 @@ def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
 
 
 WORK = (400, 404, 406, 408, 413, 415, 422, 429, 431, 500, 503, 504)
-MULTIPART_SCHEMA = {
-    "schema": {
-        "type": "object",
-        "properties": {
-            "request": {"type": "string", "description": "the JSON form without `support`"},
-            "support": {
-                "type": "array",
-                "items": {"type": "string", "format": "binary"},
-                "description": "images whose file name is LABEL/anything.png",
-            },
-        },
-    }
+FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
+SUPPORT = {"support": FILES | {"description": "images whose file name is LABEL/anything.png"}}
+INPUTS = {"inputs": FILES | {"description": "images"}}
+QUERIES = {
+    "queries": FILES | {"description": "images"},
+    "head": {"type": "string", "format": "binary", "description": "a head's safetensors file, where no ETag is given"},
 }
 
 
-def _body(schema: str, example: Any, forms: tuple[str, ...]) -> dict[str, Any]:
-    content: dict[str, Any] = {
+def _body(schema: str, example: Any, files: dict[str, Any], tensors: str) -> dict[str, Any]:
+    """The three request forms: a schema of JSON, the files of multipart, and what safetensors holds."""
+    request = {"request": {"type": "string", "description": "the JSON form without what the files hold"}}
+    content = {
         JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": example},
-        MULTIPART: MULTIPART_SCHEMA,
-        SAFETENSORS: BINARY,
+        MULTIPART: {"schema": {"type": "object", "properties": request | files}},
+        SAFETENSORS: {"schema": BINARY["schema"] | {"description": tensors}},
     }
-    return {"requestBody": {"required": True, "content": {form: content[form] for form in forms}}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
-ALL_FORMS = (JSON, MULTIPART, SAFETENSORS)
+TENSORS = "`features [M, D]` (f32, f16, bf16) or `images [M, C, H, W]` (u8); the other keys of JSON as metadata"
 ARTEFACT_HEADERS = {
     name: {"schema": {"type": "string"}}
     for name in (
@@ -88,21 +84,38 @@ def _answer(description: str, model: str, *, binary: bool = False) -> dict[str, 
     return {"description": description, "content": ({SAFETENSORS: BINARY} if binary else {}) | content}
 
 
+EMBEDDED = _answer("Features; with `as=task`, a task embedding", "FeaturesDocument", binary=True)
+EMBEDDED["content"][JSON]["schema"] = {
+    "oneOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("FeaturesDocument", "TaskEmbeddingDocument")]
+}
 GENERATE = {
     "responses": {200: HEAD_ANSWER} | _problems(*WORK),
-    "openapi_extra": _body("TaskRequest", EXAMPLE, ALL_FORMS),
+    "openapi_extra": _body(
+        "TaskRequest",
+        EXAMPLE,
+        SUPPORT,
+        f"{TENSORS}, with `labels [M]` (i64) that count in `classes`; or a task embedding",
+    ),
 }
 EMBED = {
-    "responses": {200: _answer("Features, or a task embedding", "FeaturesDocument", binary=True)} | _problems(*WORK),
-    "openapi_extra": _body("EmbedRequest", {"inputs": [{"image": "iVBORw0KGgo..."}]}, ALL_FORMS),
+    "responses": {200: EMBEDDED} | _problems(*WORK),
+    "openapi_extra": _body(
+        "EmbedRequest",
+        {"inputs": [{"image": "iVBORw0KGgo..."}]},
+        INPUTS | SUPPORT,
+        f"{TENSORS}; with `as=task` what `/generate-head` takes",
+    ),
 }
 PREDICT = {
     "responses": {200: _answer("Probabilities", "PredictionDocument")} | _problems(*WORK),
     "openapi_extra": _body(
-        "PredictRequest", {"artefact": "the ETag", "queries": [{"image": "iVBORw0KGgo..."}]}, (JSON,)
+        "PredictRequest",
+        {"artefact": "the ETag", "queries": [{"image": "iVBORw0KGgo..."}]},
+        QUERIES,
+        f"{TENSORS}; `head [B]` (u8), the bytes of a head's file, where no `artefact` is given",
     ),
 }
-ARTEFACT = {"responses": {200: HEAD_ANSWER, 304: {"description": "Unchanged"}} | _problems(404)}
+ARTEFACT = {"responses": {200: HEAD_ANSWER, 304: {"description": "Unchanged"}} | _problems(404, 406)}
 MODELS = {"responses": {200: _answer("The bundles", "ModelsDocument")}}
 MODEL = {"responses": {200: _answer("The bundle", "ModelDocument")} | _problems(404)}
 BODY = {

@@ -41,7 +41,7 @@ class Artefact:
 
     @classmethod
     def of(cls, head: Head, etag: str, form: str) -> Artefact:
-        """From a head; runs in the inference thread."""
+        """From a head."""
         return cls(
             etag,
             form,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 import torch
 
 from ltdi import Bundle, LtDiError, library_version, load_bundle
@@ -13,30 +16,37 @@ FORMS = ["application/json", "multipart/form-data", "application/vnd.safetensors
 ANSWERS = ["application/vnd.safetensors", "application/json"]
 
 
+LOG = logging.getLogger("ltdi.service")
+
+
 class Model:
     """A bundle that is loading, ready, or failed.
 
     Args:
-        name: as asked for; the bundle's own name once it is there.
+        source: a shipped name or a folder; its last part is the name until the bundle says its own.
     """
 
     def __init__(self, source: str) -> None:
-        self.name = self.source = source
+        self.source, self.name = source, Path(source).name
         self.state, self.reason = "loading", "the bundle is being loaded"
         self.bundle: Bundle | None = None
 
     def load(self, device: str) -> None:
         """Load, verify and warm up; a bundle that fails says why and is not served."""
         try:
-            bundle = load_bundle(self.source, device=device)
-            warm_up(bundle)
+            self.use(load_bundle(self.source, device=device))
         except LtDiError as error:
-            self.state, self.reason = "failed", str(error)
-            return
-        self.use(bundle)
+            self._fail(str(error).replace(self.source, self.name))
+        except Exception as error:
+            self._fail(f"it could not be loaded: {type(error).__name__}")
+
+    def _fail(self, reason: str) -> None:
+        self.state, self.reason = "failed", reason
+        LOG.error("bundle failed", extra={"fields": {"model": self.name, "reason": reason}})
 
     def use(self, bundle: Bundle) -> None:
-        """Serve this bundle."""
+        """Warm this bundle up and serve it."""
+        warm_up(bundle)
         self.bundle, self.name, self.state, self.reason = bundle, bundle.name, "ready", None
 
 
@@ -52,7 +62,6 @@ class Models:
         """Load every bundle, the default first."""
         for place, model in enumerate(self.all):
             if self._given:
-                warm_up(self._given[place])
                 model.use(self._given[place])
             else:
                 model.load(self._settings.device)
@@ -79,7 +88,7 @@ class Models:
         if name is None:
             return self.default
         for model in self.all:
-            if name in (model.name, model.source):
+            if name == model.name:
                 return model
         known = ", ".join(model.name for model in self.all)
         raise Problem("model-unknown", f"no model {name[:80]!r}; served are {known}", "model")

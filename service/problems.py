@@ -55,7 +55,6 @@ KINDS: dict[str, Kind] = {
     "image-invalid": Kind(422, "The image cannot be read", "invalid"),
     "input-unsupported": Kind(422, "The bundle does not read this input", "invalid"),
     "file-damaged": Kind(422, "The file must not be used", "invalid"),
-    "task-not-generable": Kind(422, "No head can be made of this task", "invalid"),
     "queue-full": Kind(429, "The queue is full", "queue_full"),
     "client-gone": Kind(CLIENT_GONE, "The caller left", "client_gone"),
     "generation-failed": Kind(500, "The artefact failed its check"),
@@ -104,6 +103,18 @@ def problem_of(error: LtDiError) -> Problem:
     if error.code in OF_LIBRARY:
         return Problem(error.code, str(error), error.field)
     return Problem("fault", "something went wrong here; report it with the request id")
+
+
+NOT_IN_BODY = frozenset({"Accept", "Content-Type", "Content-Encoding", "as"})
+IN_JSON = {"labels": "/support", "descriptions": "/classes", "features": "/queries"}
+
+
+def located(problem: Problem, content_type: str) -> Problem:
+    """The problem of a request: in a JSON body its field is a JSON pointer, elsewhere the name of a part."""
+    field = problem.field
+    if not field or field in NOT_IN_BODY or field[0] == "/" or not content_type.startswith("application/json"):
+        return problem
+    return dataclasses.replace(problem, field=IN_JSON.get(field, f"/{field}"))
 
 
 def problem_body(problem: Problem, request_id: str) -> dict[str, str | int | None]:

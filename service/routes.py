@@ -15,9 +15,9 @@ from typing import Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from ltdi import Bundle, Head, TaskEmbedding, load_head, safetensors_bytes
-from service import documents, schemas
-from service.decode import JSON, MULTIPART, SAFETENSORS, Decoder, HeadCall, from_base64
+from ltdi import Bundle, Head, LtDiError, TaskEmbedding, load_head, safetensors_bytes
+from service import documents
+from service.decode import JSON, MULTIPART, SAFETENSORS, Decoder, HeadCall, PredictCall
 from service.encode import Artefact, choose_form, etag_of, milliseconds, server_timing
 from service.metrics import MEDIA_TYPE
 from service.problems import CLIENT_GONE, Problem
@@ -29,8 +29,7 @@ router = APIRouter()
 @router.post("/generate-head", **documents.GENERATE)
 async def generate_head(request: Request) -> Response:
     """A task in, a head out."""
-    state, seconds = request.app.state.service, request.state.seconds
-    started = time.perf_counter()
+    state = request.app.state.service
     _refuse_while_not_ready(state)
     form = choose_form(request.headers.get("accept", ""))
     call: HeadCall = await _decoded(request, lambda decoder: decoder.head_call)
@@ -40,8 +39,7 @@ async def generate_head(request: Request) -> Response:
     if artefact is None:
         artefact, hit = await _generated(request, call, etag, form), False
         state.cache.put(artefact)
-    seconds["total"] = time.perf_counter() - started
-    return _send(request, artefact, hit)
+    return await _send(request, artefact, hit)
 
 
 async def _generated(request: Request, call: HeadCall, etag: str, form: str) -> Artefact:
@@ -49,9 +47,7 @@ async def _generated(request: Request, call: HeadCall, etag: str, form: str) -> 
     job = Job(call.request, call.bundle, _deadline(state), seconds)
     head: Head = await _while_connected(request, state.worker.submit(job))
     seconds |= job.seconds
-    started = time.perf_counter()
-    artefact = await asyncio.to_thread(Artefact.of, head, etag, form)
-    seconds["encode"] = time.perf_counter() - started
+    artefact = await _encoded(seconds, Artefact.of, head, etag, form)
     _count_artefact(state, call, artefact, seconds)
     return artefact
 
@@ -69,13 +65,22 @@ def _count_artefact(state: Any, call: HeadCall, artefact: Artefact, seconds: dic
     metrics.observe_stages(model, seconds)
 
 
-def _send(request: Request, artefact: Artefact, hit: bool) -> Response:
+async def _encoded(seconds: dict[str, float], encode: Callable[..., Any], *arguments: Any) -> Any:
+    """What `encode` makes of the arguments, in a thread, timed."""
+    started = time.perf_counter()
+    made = await asyncio.to_thread(encode, *arguments)
+    seconds["encode"] = seconds.get("encode", 0.0) + time.perf_counter() - started
+    return made
+
+
+async def _send(request: Request, artefact: Artefact, hit: bool) -> Response:
+    content = await asyncio.to_thread(artefact.body, milliseconds(_stages(request)))
     headers = artefact.headers() | {
-        "Server-Timing": server_timing(request.state.seconds),
+        "Server-Timing": server_timing(_stages(request)),
         "LtDi-Cache": "hit" if hit else "miss",
         "Vary": "Accept",
     }
-    return Response(artefact.body(milliseconds(request.state.seconds)), 200, headers, artefact.form)
+    return Response(content, 200, headers, artefact.form)
 
 
 @router.get("/artefacts/{etag}", **documents.ARTEFACT)
@@ -86,7 +91,8 @@ async def artefact(request: Request, etag: str) -> Response:
         raise Problem("artefact-not-cached", f"artefact {etag[:80]!r} is not kept any more; generate it again", "etag")
     if _matches(request.headers.get("if-none-match", ""), etag):
         return Response(None, 304, kept.headers())
-    return _send(request, kept, hit=True)
+    choose_form(request.headers.get("accept", ""), (kept.form,))
+    return await _send(request, kept, hit=True)
 
 
 def _matches(header: str, etag: str) -> bool:
@@ -104,27 +110,28 @@ async def embed(request: Request, kind: str = Query("features", alias="as", patt
 
 
 async def _embed_items(request: Request, form: str) -> Response:
-    seconds = request.state.seconds
+    state, seconds = request.app.state.service, request.state.seconds
     bundle, prepared = await _decoded(request, lambda decoder: decoder.inputs)
     features = await _run(request, lambda: bundle.embed(prepared), "embed")
     facts = {"model": bundle.name, "bundle_digest": bundle.digest}
     if form == SAFETENSORS:
-        content = safetensors_bytes({"features": features}, {"format": "ltdi.features", **facts})
+        file = {"format": "ltdi.features", **facts}
+        content = await _encoded(seconds, safetensors_bytes, {"features": features}, file)
     else:
-        values = {
-            "feature_size": bundle.feature_size,
-            "features": features.tolist(),
-            "timings_ms": milliseconds(seconds),
-        }
-        content = json.dumps(facts | values).encode()
-    return Response(content, 200, {"Server-Timing": server_timing(seconds), "LtDi-Bundle": _named(bundle)}, form)
+        rows = await _encoded(seconds, features.tolist)
+        values = {"feature_size": bundle.feature_size, "features": rows, "timings_ms": milliseconds(_stages(request))}
+        content = await asyncio.to_thread(_json, facts | values)
+    state.metrics.observe_stages(bundle.name, seconds)
+    return Response(
+        content, 200, {"Server-Timing": server_timing(_stages(request)), "LtDi-Bundle": _named(bundle)}, form
+    )
 
 
 async def _embed_task(request: Request, form: str) -> Response:
     seconds = request.state.seconds
     bundle, support = await _decoded(request, lambda decoder: decoder.task)
     task: TaskEmbedding = await _run(request, lambda: bundle.embed_task(support), "embed")
-    content = safetensors_bytes(task.tensors(), task.metadata())
+    content = await _encoded(seconds, safetensors_bytes, task.tensors(), task.metadata())
     if form == JSON:
         facts = {
             "model": bundle.name,
@@ -132,42 +139,53 @@ async def _embed_task(request: Request, form: str) -> Response:
             "labels": list(task.rows),
             "baseline_support_accuracy": task.baseline_support_accuracy,
             "task_embedding": base64.b64encode(content).decode(),
-            "timings_ms": milliseconds(seconds),
+            "timings_ms": milliseconds(_stages(request)),
         }
-        content = json.dumps(facts, ensure_ascii=False).encode()
-    return Response(content, 200, {"Server-Timing": server_timing(seconds), "LtDi-Bundle": _named(bundle)}, form)
+        content = await asyncio.to_thread(_json, facts)
+    request.app.state.service.metrics.observe_stages(bundle.name, seconds)
+    return Response(
+        content, 200, {"Server-Timing": server_timing(_stages(request)), "LtDi-Bundle": _named(bundle)}, form
+    )
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False).encode()
 
 
 @router.post("/predict", **documents.PREDICT)
 async def predict(request: Request) -> Response:
     """A head and queries in, probabilities out."""
-    state, seconds = request.app.state.service, request.state.seconds
+    state = request.app.state.service
     _refuse_while_not_ready(state)
     choose_form(request.headers.get("accept", ""), (JSON,))
-    fields, items = await _decoded(request, lambda decoder: decoder.queries)
-    head = _head_of(state, fields)
-    name = fields.model or head.metadata.get("model")
-    bundle = state.models.bundle(name)
-    decoder = Decoder(state.settings, state.models.bundle)
-    prepared = await asyncio.to_thread(decoder.items, bundle, items, "queries")
-    probabilities = await _run(request, lambda: head.predict_proba(bundle.embed(prepared)), "predict")
-    rows = probabilities.argmax(-1).tolist() if len(probabilities) else []
+    call: PredictCall = await _decoded(request, lambda decoder: decoder.prediction)
+    head = await asyncio.to_thread(_head_of, state, call)
+    bundle = state.models.bundle(call.model or head.metadata.get("model"))
+    prepared = await asyncio.to_thread(call.queries, bundle)
+    probabilities = await _run(request, lambda: head.predict_proba(bundle.embed(prepared)).tolist(), "embed")
     document = {
         "model": bundle.name,
         "labels": head.labels,
-        "predictions": [head.labels[row] for row in rows],
-        "probabilities": probabilities.tolist(),
-        "timings_ms": milliseconds(seconds),
+        "predictions": [head.labels[row.index(max(row))] for row in probabilities],
+        "probabilities": probabilities,
+        "timings_ms": milliseconds(_stages(request)),
     }
-    return Response(json.dumps(document, ensure_ascii=False), 200, {"Server-Timing": server_timing(seconds)}, JSON)
+    content = await asyncio.to_thread(_json, document)
+    return Response(
+        content, 200, {"Server-Timing": server_timing(_stages(request)), "LtDi-Bundle": _named(bundle)}, JSON
+    )
 
 
-def _head_of(state: Any, fields: schemas.PredictRequest) -> Head:
-    if (fields.artefact is None) == (fields.head is None):
-        raise Problem("request-invalid", "send exactly one of `artefact` (an ETag) and `head` (base64)", "artefact")
-    if fields.head is not None:
-        return load_head(from_base64(fields.head, "head"))
-    kept = state.cache.get(fields.artefact.strip('"'))
+def _head_of(state: Any, call: PredictCall) -> Head:
+    if (call.artefact is None) == (call.head is None):
+        raise Problem("request-invalid", "send exactly one of `artefact` (an ETag) and `head` (a file)", "artefact")
+    if call.head is not None:
+        try:
+            return load_head(call.head)
+        except LtDiError as error:
+            error.field = "head"
+            raise
+    kept = state.cache.get(call.artefact.removeprefix("W/").strip('"'))
     if kept is None:
         raise Problem("artefact-not-cached", "this artefact is not kept any more; send it as `head`", "artefact")
     return load_head(kept.content)
@@ -244,6 +262,12 @@ def _page() -> str:
     return (files("service") / "page" / "index.html").read_text(encoding="utf-8")
 
 
+def _stages(request: Request) -> dict[str, float]:
+    """Seconds by stage, with the total until now."""
+    request.state.seconds["total"] = time.perf_counter() - request.state.started
+    return request.state.seconds
+
+
 def _named(bundle: Bundle) -> str:
     return f"{bundle.name}@{bundle.digest[:12]}"
 
@@ -306,6 +330,8 @@ async def _decoded(request: Request, choose: Callable[[Decoder], Callable]) -> A
             f"request form {media_type[:80]!r} is unknown; known are {JSON}, {MULTIPART}, {SAFETENSORS}",
             "Content-Type",
         )
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Problem("media-type-unsupported", "the body is compressed; send it as it is", "Content-Encoding")
     content = await _read_body(request, state.settings.max_body_bytes, state.settings.body_seconds)
     started = time.perf_counter()
     decode = choose(Decoder(state.settings, state.models.bundle))
@@ -327,5 +353,6 @@ async def _read_body(request: Request, most: int, seconds: float) -> bytes:
                 if len(received) > most:
                     raise too_large
     except TimeoutError as error:
-        raise Problem("body-timeout", f"the body did not arrive within {seconds:g} seconds") from error
+        detail = f"the body did not arrive within {seconds:g} seconds; send it faster, or less of it"
+        raise Problem("body-timeout", detail, headers={"Connection": "close"}) from error
     return bytes(received)

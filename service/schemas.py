@@ -241,6 +241,8 @@ def _problem(kind: type[BaseModel], error: dict[str, Any], where: str) -> Proble
         return Problem("request-invalid", f"the key {path[-1][:80]!r} is unknown; {nearest(path[-1], known)}", field)
     if error["type"] == "missing":
         return Problem("request-invalid", f"{path[-1]!r} is missing; every such object needs it", field)
+    if error["type"] in ("model_type", "model_attributes_type"):
+        return Problem("request-invalid", f"{path[-1] if path else 'the request'} must be a JSON object", field)
     given = repr(error["input"])
     shown = given if len(given) <= 60 else f"a {type(error['input']).__name__}"
     return Problem(

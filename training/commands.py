@@ -17,6 +17,7 @@ from training.bench import bench as run_bench
 from training.cards import card_of, markdown_table
 from training.comparators import BaseStatistics
 from training.configs import EXPERIMENTS, experiment
+from training.episodes import embed_changed
 from training.evaluate import Bank, columns, evaluate_column
 from training.export import make_bundle
 from training.meta_train import meta_train as train_default
@@ -78,6 +79,9 @@ def _train_default(
     workspace: Workspace, body: nn.Module, train: torch.Tensor, validation: torch.Tensor, out: Path
 ) -> None:
     config = workspace.experiment.meta_train
+    if config.new_classes:
+        images = workspace.experiment.load(workspace.data, "train")
+        train = torch.cat([train, *(embed_changed(body, images, seed).clone() for seed in range(2))])
     store = workspace.trajectories() if config.eq2_weight else None
     episodes = 200 if len(validation) >= 20 else 0
 

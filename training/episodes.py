@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from training.augment import new_class_matrices, warp
 from training.data.dataset import ClassImages
 
 
@@ -66,6 +67,23 @@ def embed_all(body: nn.Module, data: ClassImages, batch: int = 1000) -> Tensor:
     device = next(body.parameters()).device
     parts = [body(part.to(device).unsqueeze(1).float() / 255).cpu() for part in flat.split(batch)]
     return torch.cat(parts).unflatten(0, data.images.shape[:2])
+
+
+@torch.inference_mode()
+def embed_changed(body: nn.Module, data: ClassImages, seed: int, batch: int = 1000) -> Tensor:
+    """Features of every image after its class was turned into another one, `[classes, images, D]`.
+
+    The body has not seen these classes: its one-shot mistakes on them are like those on classes to come.
+    """
+    chance = torch.Generator().manual_seed(seed)
+    classes, drawings = data.images.shape[:2]
+    matrices = new_class_matrices(classes, chance).repeat_interleave(drawings, dim=0)
+    flat, device = data.images.flatten(0, 1), next(body.parameters()).device
+    parts = [
+        body(warp(images.unsqueeze(1).float() / 255, maps).to(device)).cpu()
+        for images, maps in zip(flat.split(batch), matrices.split(batch), strict=True)
+    ]
+    return torch.cat(parts).unflatten(0, (classes, drawings))
 
 
 def draw(features: Tensor, protocol: Protocol, batch: int = 100) -> Iterator[Episodes]:

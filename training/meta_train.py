@@ -49,7 +49,8 @@ class MetaTrainConfig:
         lr: peak learning rate of AdamW for the generator, cosine to zero.
         body_lr: the same for the body; 0 freezes it.
         class_mean_weight: weight of the class-mean loss, where the body is trained too.
-        new_classes: whether classes are changed as wholes, so that there are more of them; with the body only.
+        new_classes: whether classes are changed as wholes too (`new_class_matrices`), so that there are classes
+            which a frozen body has not seen, or cannot learn by heart.
         eq2_weight: weight of the trajectory loss on prepared trajectories.
         trajectory_tasks: trajectories in a step.
     """

@@ -57,7 +57,7 @@ class PaperConfig:
         tasks: trajectories in a batch; all of an inner loop work on the same ones.
         loops: inner loops of an outer step.
         reptile: false trains with plain Adam at `outer_lr`.
-        inner_lr, outer_lr, inner_steps: eta, zeta, K. The paper's inner rate of 0.05 diverges (`DECISIONS.md`).
+        inner_lr, outer_lr, inner_steps: eta, zeta, K. The paper has 0.05 and 0.001.
         decay_lr: whether `outer_lr` falls to zero as a cosine.
         schedule: `segments` must be the store's m, or 1 (Lv-Di), which imitates theta_0 alone.
         denoiser: of the U-Net; its `time` says whether it is told `t` or `t-k`.

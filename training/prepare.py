@@ -50,7 +50,7 @@ class PrepareConfig:
         views: of each drawing: itself and `views - 1` affinely changed copies, embedded beforehand.
         augment: strength of those changes, 1 as for `random_affine`.
         first_gain, last_gain: of `few_shot`: the initialisation's standard deviation in each layer, in units
-            of He's. A small first layer lets the fit choose its directions: at 1 and 1 it hardly moves.
+            of He's. A small first layer leaves the choice of its directions to the fit.
         initial_noise: of `few_shot`: how far the start of each task is from the shared one, in units of
             the standard deviation of the initialisation.
         waypoints: m; m + 1 are kept.

@@ -93,8 +93,8 @@ class Workspace:
 
     @property
     def store(self) -> Path:
-        """The folder of trajectories; experiments that differ in meta-training alone share one."""
-        return self.folder.parent / self.experiment.name.removesuffix("-m1") / "trajectories"
+        """The folder of trajectories."""
+        return self.folder.parent / (self.experiment.store_run or self.experiment.name) / "trajectories"
 
     def generator_folder(self, seed: int) -> Path:
         """Where the generator of a training seed lies."""

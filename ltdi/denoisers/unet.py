@@ -18,7 +18,7 @@ class UNetConfig:
 
     Args:
         channels: of each level, outermost first; each level shortens the sequence by `stride`.
-        stride: of each level.
+        stride: of each level, and the patch in which weights are read.
         embedding: width of the embedding of time and task.
         time: what the network is told, `t` or `t-k` (the paper writes both; `t-k` hides the segment).
     """
@@ -36,6 +36,10 @@ class UNetConfig:
 class UNet(nn.Module):
     """eps_phi(x_t, t, task) on `[B, P]`, condition by FiLM in every block.
 
+    The weights are read in patches of `stride` (the full length costs fifty times as much and learns less). As in
+    `ClassTokens` the network answers with the waypoint x_k, from which eps_phi follows as for the minimiser of
+    Eq. 2: the noise itself, as long as the weights, does not fit through the narrow middle.
+
     Args:
         inputs: size of the flattened task embedding, N D.
         length: P.
@@ -44,20 +48,22 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig, schedule: Schedule, inputs: int, length: int) -> None:
         super().__init__()
         self.length, self.stride = length, config.stride
-        self.padded = -(-length // config.stride ** len(config.channels)) * config.stride ** len(config.channels)
+        whole = config.stride ** (len(config.channels) + 1)
+        self.padded = -(-length // whole) * whole
         told = torch.arange(schedule.steps + 1)
         self.told = told if config.time == "t" else (told - schedule.start_of_step).clamp_min(0)
-        width, channels = config.embedding, config.channels
+        self.factors = torch.tensor(schedule.waypoint_factors, dtype=torch.float32)
+        width, channels, stride = config.embedding, config.channels, config.stride
         self.time = nn.Embedding(schedule.steps + 1, width)
         self.read_task = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
-        self.first = nn.Conv1d(1, channels[0], 5, padding=2)
+        self.first = nn.Conv1d(1, channels[0], stride, stride=stride)
         pairs = list(zip(channels, channels[1:] + channels[-1:], strict=True))
         self.blocks_down = nn.ModuleList(Block(a, width) for a, _ in pairs)
-        self.down = nn.ModuleList(nn.Conv1d(a, b, config.stride, stride=config.stride) for a, b in pairs)
+        self.down = nn.ModuleList(nn.Conv1d(a, b, stride, stride=stride) for a, b in pairs)
         self.middle = Block(channels[-1], width)
-        self.up = nn.ModuleList(nn.ConvTranspose1d(b, a, config.stride, stride=config.stride) for a, b in pairs)
+        self.up = nn.ModuleList(nn.ConvTranspose1d(b, a, stride, stride=stride) for a, b in pairs)
         self.blocks_up = nn.ModuleList(Block(a, width) for a, _ in pairs)
-        self.last = nn.Conv1d(channels[0], 1, 5, padding=2)
+        self.last = nn.ConvTranspose1d(channels[0], 1, stride, stride=stride)
         self.read_place = nn.Linear(width, length)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -70,9 +76,13 @@ class UNet(nn.Module):
             t: a step for all, or `[B]`.
             condition: `[B, N D]`.
         """
-        told = self.told[torch.as_tensor(t).cpu()].to(x.device)
-        task = self.read_task(condition)
-        state = F.silu(task + self.time(told))
+        steps = torch.as_tensor(t).cpu()
+        from_x, from_waypoint = self.factors[steps].to(x.device).reshape(-1, 2, 1).unbind(1)
+        return x * from_x - self.waypoint(x, self.told[steps].to(x.device), condition) * from_waypoint
+
+    def waypoint(self, x: Tensor, told: Tensor, condition: Tensor) -> Tensor:
+        """The network's answer: the waypoint that a step leads to, `[B, P]`."""
+        state = F.silu(self.read_task(condition) + self.time(told))
         h = self.first(F.pad(x, (0, self.padded - self.length)).unsqueeze(1))
         skips = []
         for block, down in zip(self.blocks_down, self.down, strict=True):
@@ -80,7 +90,9 @@ class UNet(nn.Module):
             skips.append(h)
             h = down(h)
         h = self.middle(h, state)
-        for block, up, skip in zip(reversed(self.blocks_up), reversed(self.up), reversed(skips), strict=True):
+        for block, up, skip in zip(
+            reversed(self.blocks_up), reversed(self.up), reversed(skips), strict=True
+        ):
             h = block(up(h) + skip, state)
         return self.last(h).squeeze(1)[:, : self.length] + self.read_place(state)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -31,7 +33,7 @@ def test_join_undoes_split(sizes: tuple[int, ...]) -> None:
     layout = Layout(sizes)
     flat = torch.randn(2, layout.length)
     layers = layout.split(flat)
-    assert [weight.shape[1:] for weight, _ in layers] == [(o, i) for i, o in zip(sizes, sizes[1:], strict=False)]
+    assert [weight.shape[1:] for weight, _ in layers] == [(o, i) for i, o in pairwise(sizes)]
     assert torch.equal(layout.join(layers), flat)
 
 

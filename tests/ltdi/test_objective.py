@@ -51,8 +51,6 @@ def test_segment_weights_weigh_their_own_segments() -> None:
     schedule = Schedule()
     trajectory, noise = torch.randn(3, 4, 5), torch.randn(3, 5)
     state = training_state(schedule, trajectory, torch.tensor([2, 9, 18]), noise)
-    parts = [
-        float(trajectory_loss(schedule, state, torch.zeros(3, 5), torch.eye(3)[i])) for i in range(3)
-    ]
+    parts = [float(trajectory_loss(schedule, state, torch.zeros(3, 5), torch.eye(3)[i])) for i in range(3)]
     whole = trajectory_loss(schedule, state, torch.zeros(3, 5), torch.tensor([1.0, 2.0, 3.0]))
     assert float(whole) == pytest.approx(parts[0] + 2 * parts[1] + 3 * parts[2], rel=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -74,7 +76,7 @@ def test_the_observer_sees_x_after_every_step() -> None:
     end = sample(lambda x, t: x / 2, torch.ones(2, 3), schedule, lambda t, x: seen.append((t, x.clone())))
     assert [t for t, _ in seen] == list(range(19, -1, -1))
     assert torch.equal(seen[-1][1], end)
-    for (_, x), (t, following) in zip(seen, seen[1:], strict=False):
+    for (_, x), (t, following) in pairwise(seen):
         assert torch.equal(step(lambda x, t: x / 2, x, t + 1, schedule), following)
 
 

@@ -133,6 +133,48 @@ def test_a_task_embedding_gives_the_same_weights_later(http, images, labels) -> 
         assert later.baseline_support_accuracy == direct.baseline_support_accuracy
 
 
+def test_a_task_embedding_sent_as_a_file_takes_its_seed_from_the_metadata(http, toy: Bundle, images, labels) -> None:
+    task = toy.embed_task(toy.support(images, labels))
+    content = safetensors_bytes(task.tensors(), task.metadata() | {"seed": "8"})
+    head = load_head(http.post("/generate-head", content=content, headers=SAFETENSORS).content)
+    direct = toy.generate(images, labels, seed=8, fallback="none")
+    assert head.metadata["seed"] == 8 and torch.equal(head.layers[0].weight, direct.layers[0].weight)
+
+
+def test_an_edited_task_embedding_is_never_answered_with_the_head_of_the_true_one(http, toy: Bundle, images) -> None:
+    task = toy.embed_task(toy.support(images[:8], ["x"] * 4 + ["y"] * 4))
+    edited = task.tensors() | {"base": task.base + 1}
+    first, second = (
+        http.post("/generate-head", content=safetensors_bytes(tensors, task.metadata()), headers=SAFETENSORS)
+        for tensors in (edited, task.tensors())
+    )
+    assert first.headers["etag"] != second.headers["etag"]
+    assert second.headers["ltdi-cache"] == "miss" and first.content != second.content
+
+
+def test_embed_and_predict_answer_the_same_in_every_request_form(http, toy: Bundle, images, labels) -> None:
+    files = [(f"{i}.png", png(image)) for i, image in enumerate(images)]
+    items = [{"image": base64.b64encode(content).decode()} for _, content in files]
+    stack = {"images": images.unsqueeze(1)}
+    head = http.post("/generate-head", json=json_task(images, labels)).content
+    embedded = [
+        http.post("/embed", json={"inputs": items}),
+        http.post("/embed", files=[("inputs", file) for file in files]),
+        http.post("/embed", content=safetensors_bytes(stack, {}), headers=SAFETENSORS),
+    ]
+    assert {a.content for a in embedded} == {embedded[0].content}
+    parts = [("head", ("head.safetensors", head)), *(("queries", file) for file in files)]
+    raw_head = torch.frombuffer(bytearray(head), dtype=torch.uint8)
+    predicted = [
+        http.post("/predict", json={"head": base64.b64encode(head).decode(), "queries": items}),
+        http.post("/predict", files=parts),
+        http.post("/predict", content=safetensors_bytes(stack | {"head": raw_head}, {}), headers=SAFETENSORS),
+    ]
+    answers = [a.json()["probabilities"] for a in predicted]
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0] == load_head(head).predict_proba(toy.embed(images)).tolist()
+
+
 def test_embed_gives_the_features_of_the_library(http, toy: Bundle, images) -> None:
     inputs = [item["image"] for item in json_task(images, ["x"] * 12)["support"]]
     by_json = http.post(

@@ -65,6 +65,8 @@ def test_a_service_is_ready_only_once_its_bundle_has_proven_itself(tmp_path: Pat
         assert (refused.status_code, refused.json()["type"]) == (503, "urn:ltdi:model-not-ready")
         assert refused.headers["retry-after"]
         assert http.get("/health").json() == answer.json()
+        assert str(tmp_path) not in answer.text + http.get("/models").text + refused.text
+        assert http.get("/models/nothing").json()["state"] == "failed"
 
 
 def test_a_dead_inference_thread_is_neither_ready_nor_live(toy) -> None:

@@ -20,25 +20,38 @@ OMNIGLOT_TERMS = "Omniglot, Lake et al., Science 2015; MIT licence (brendenlake/
 OMNIGLOT = Experiment(
     name="omniglot",
     data="omniglot",
-    body=BodyConfig(steps=4200, new_classes_from=2400),
+    body=BodyConfig(steps=4200),
     body_run="omniglot",
     prepare=PrepareConfig(tasks=2000, ways=20, shots=1),
-    meta_train=MetaTrainConfig(steps=600, ways=(20, 40), drawings=5, eq2_weight=0.01),
+    meta_train=MetaTrainConfig(
+        steps=200, ways=(5, 20, 40), drawings=5, eq2_weight=0.01, validate_every=100, denoiser=ClassTokensConfig(width=96)
+    ),
     terms=OMNIGLOT_TERMS,
 )
 
-FEW_SHOT = PrepareConfig(tasks=4000, ways=5, shots=1, kind="few_shot")
+
+def _eq2(weight: float) -> Experiment:
+    return replace(
+        OMNIGLOT,
+        name=f"omniglot-eq2-{weight:g}",
+        store_run="omniglot",
+        meta_train=replace(OMNIGLOT.meta_train, eq2_weight=weight),
+    )
+
+
+FEW_SHOT = PrepareConfig(tasks=3000, shots=1, kind="few_shot", lr=0.5, sam_radius=0.05, weight_decay=0.0, noise=0.3)
+PAPER = PaperConfig(steps=300, tasks=32, denoiser=UNetConfig(channels=(16, 32), stride=8, embedding=256))
 VANILLA = ScheduleConfig(segments=1)
 
 
-def _paper(ways: int, shots: int) -> Experiment:
+def _paper(ways: int) -> Experiment:
     return Experiment(
-        name=f"omniglot-paper-{ways}w{shots}s",
+        name=f"omniglot-paper-{ways}w",
         data="omniglot",
         body=OMNIGLOT.body,
         body_run="omniglot",
-        prepare=replace(FEW_SHOT, ways=ways, shots=shots),
-        meta_train=PaperConfig(),
+        prepare=replace(FEW_SHOT, ways=ways),
+        meta_train=PAPER,
         terms=OMNIGLOT_TERMS,
     )
 
@@ -47,6 +60,7 @@ def _vanilla(experiment: Experiment) -> Experiment:
     return replace(
         experiment,
         name=f"{experiment.name}-m1",
+        store_run=experiment.name,
         meta_train=replace(experiment.meta_train, schedule=VANILLA),
     )
 
@@ -84,9 +98,16 @@ TINY_PAPER = replace(
     ),
 )
 
-_PAPER = [_paper(ways, shots) for ways in (5, 20) for shots in (1, 5)]
+_PAPER = [_paper(ways) for ways in (5, 20)]
+_LADDER = [_eq2(weight) for weight in (0.0, 0.1, 1.0)]
+_NEW_CLASSES = replace(
+    OMNIGLOT,
+    name="omniglot-new-classes",
+    body_run="omniglot-new-classes",
+    body=replace(OMNIGLOT.body, new_classes_from=2400),
+)
 
-EXPERIMENTS = {e.name: e for e in (OMNIGLOT, *_PAPER, *map(_vanilla, _PAPER), TINY, TINY_PAPER)}
+EXPERIMENTS = {e.name: e for e in (OMNIGLOT, *_LADDER, _NEW_CLASSES, *_PAPER, *map(_vanilla, _PAPER), TINY, TINY_PAPER)}
 
 
 def experiment(name: str) -> Experiment:

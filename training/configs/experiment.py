@@ -29,6 +29,7 @@ class Experiment:
         data: which reader.
         body: how the body is trained for class means.
         body_run: the folder under `runs/` that holds it; several experiments may share one.
+        store_run: the folder under `runs/` that holds the trajectories; those that differ in meta-training share one.
         prepare: trajectories.
         meta_train: `MetaTrainConfig` for the `default` recipe, `PaperConfig` for `paper`.
         joint: further training of the body together with the generator, before trajectories are prepared.
@@ -41,6 +42,7 @@ class Experiment:
     prepare: PrepareConfig
     body: BodyConfig = field(default_factory=BodyConfig)
     body_run: str = ""
+    store_run: str = ""
     joint: MetaTrainConfig | None = None
     terms: str = ""
 

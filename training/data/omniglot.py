@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ltdi.errors import DataMissing
@@ -30,10 +30,11 @@ def load_omniglot(data: Path, part: str, image_size: int = 28) -> ClassImages:
         image_size: side in pixels, resized by box averaging from 105.
 
     Raises:
-        DataMissing: neither form lies at `data`; the message says how to get it.
+        DataMissing: neither form lies at `data`, or it is not whole; the message says how to get it.
     """
     characters = json.loads((files("training") / "splits" / "omniglot_vinyals.json").read_text())[part]
     drawings = _read(Path(data), image_size)
+    _check_whole(drawings, characters, data)
     upright = torch.stack([drawings[name] for name in characters])
     turned = torch.cat([torch.rot90(upright, turns, (2, 3)) for turns in range(4)])
     names = [f"{name}@{90 * turns}" for turns in range(4) for name in characters]
@@ -55,6 +56,16 @@ def _read(data: Path, image_size: int) -> dict[str, Tensor]:
     )
 
 
+def _check_whole(drawings: dict[str, Tensor], characters: list[str], data: Path) -> None:
+    for name in characters:
+        found = len(drawings.get(name, ()))
+        if found != DRAWINGS:
+            raise DataMissing(
+                f"Omniglot at {data} has {found} drawings of {name}, expected {DRAWINGS}; remove it and get it again",
+                field="data",
+            )
+
+
 def _read_packed(path: Path, image_size: int) -> dict[str, Tensor]:
     with np.load(path) as pack:
         bits, class_id, drawer = pack["images_bits"], pack["class_id"], pack["drawer"]
@@ -70,9 +81,16 @@ def _read_packed(path: Path, image_size: int) -> dict[str, Tensor]:
 def _read_folders(root: Path, image_size: int) -> dict[str, Tensor]:
     drawings = {}
     for folder in sorted(path for part in FOLDERS for path in (root / part).glob("*/character*")):
-        images = [255 - _resize(Image.open(file).convert("L"), image_size) for file in sorted(folder.glob("*.png"))]
-        drawings[f"{folder.parent.name}/{folder.name}"] = torch.from_numpy(np.stack(images))
+        images = [_resize(_ink(file), image_size) for file in sorted(folder.glob("*.png"))]
+        if images:
+            drawings[f"{folder.parent.name}/{folder.name}"] = torch.from_numpy(np.stack(images))
     return drawings
+
+
+def _ink(file: Path) -> Image.Image:
+    """Inverted before it is resized: averages of white and of ink round differently."""
+    with Image.open(file) as image:
+        return ImageOps.invert(image.convert("L"))
 
 
 def _resize(image: Image.Image, size: int) -> np.ndarray:

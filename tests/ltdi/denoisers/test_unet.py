@@ -29,25 +29,29 @@ def test_one_step_for_all_equals_the_same_step_for_each() -> None:
     assert torch.equal(network(x, 7, condition), network(x, torch.tensor([7, 7, 7]), condition))
 
 
+def answer(network: UNet, x: torch.Tensor, t: int) -> torch.Tensor:
+    """The waypoint that the network answers at step t."""
+    return network.waypoint(x, network.told[t], torch.ones(len(x), 12))
+
+
 @torch.inference_mode()
 def test_told_t_it_tells_equal_places_of_two_segments_apart() -> None:
-    x, condition = torch.randn(1, 37), torch.randn(1, 12)
-    assert not torch.equal(build("t")(x, 2, condition), build("t")(x, 9, condition))
+    x = torch.randn(3, 37)
+    assert not torch.equal(answer(build("t"), x, 2), answer(build("t"), x, 9))
 
 
 @torch.inference_mode()
 def test_told_t_minus_k_it_cannot_tell_them_apart() -> None:
-    x, condition = torch.randn(1, 37), torch.randn(1, 12)
-    network = build("t-k")
-    assert torch.equal(network(x, 2, condition), network(x, 9, condition))
-    assert torch.equal(network(x, 2, condition), network(x, 15, condition))
-    assert not torch.equal(network(x, 2, condition), network(x, 3, condition))
+    x, network = torch.randn(3, 37), build("t-k")
+    assert torch.equal(answer(network, x, 2), answer(network, x, 9))
+    assert torch.equal(answer(network, x, 2), answer(network, x, 15))
+    assert not torch.equal(answer(network, x, 2), answer(network, x, 3))
 
 
 @torch.inference_mode()
 def test_the_task_changes_the_answer() -> None:
-    network, x = build(), torch.randn(1, 37)
-    assert not torch.allclose(network(x, 7, torch.zeros(1, 12)), network(x, 7, torch.ones(1, 12)))
+    network, x = build(), torch.randn(3, 37)
+    assert not torch.allclose(network(x, 7, torch.zeros(3, 12)), network(x, 7, torch.ones(3, 12)))
 
 
 def test_an_unknown_time_argument_is_refused() -> None:
