@@ -29,6 +29,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 OUT = Path(__file__).parent / "out" / "digits.png"
+MARGIN = 2  # a training character fills 64 % of its frame (median of the longer side), these digits all of it: 8 / 12
 
 
 @contextmanager
@@ -73,6 +74,11 @@ def why_failed(client: LtDiClient) -> str | None:
         return next((model["reason"] for model in client.models() if model["state"] == "failed"), None)
     except httpx.TransportError:
         return None
+
+
+def framed(digits: np.ndarray) -> np.ndarray:
+    """Digits `[M, 8, 8]` in 0..16 as grey images `[M, 12, 12]`, uint8, with a margin as drawn characters have."""
+    return np.pad((digits / 16 * 255).astype(np.uint8), ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)))
 
 
 def choose_support(target: np.ndarray, shots: int, seed: int) -> np.ndarray:
@@ -133,7 +139,7 @@ def main() -> None:
     args = parser.parse_args()
     digits = load_digits()
     target = torch.from_numpy(digits.target)
-    images = (digits.images / 16 * 255).astype(np.uint8)
+    images = framed(digits.images)
     with running_service(args.url, args.bundle) as client:
         features = torch.cat([client.embed(images[i : i + 500]) for i in range(0, len(images), 500)])
         for shots in (1, 5):
@@ -147,7 +153,7 @@ def main() -> None:
             )
             if shots == 1:
                 title = f"One example each: generated head {generated[0]:.1%}, class means {means[0]:.1%}"
-                draw(digits.images, supports[0], results[0][0], target, title)
+                draw(images, supports[0], results[0][0], target, title)
     print(f"picture: {OUT.relative_to(Path.cwd()) if OUT.is_relative_to(Path.cwd()) else OUT}")
 
 

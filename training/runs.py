@@ -13,7 +13,7 @@ from ltdi.bodies.conv4 import Conv4
 from ltdi.bodies.loader import BodyConfig as BundledBody
 from ltdi.bundle import BundleConfig, build_generator
 from ltdi.errors import DataMissing
-from ltdi.files import write_json
+from ltdi.files import read_safetensors, write_json, write_safetensors
 from ltdi.generator import Generator
 from training import body as body_stage
 from training import meta_train as default_recipe
@@ -21,6 +21,7 @@ from training import meta_train_paper as paper_recipe
 from training.checkpoint import load_checkpoint, without_prefix
 from training.configs.experiment import Experiment
 from training.episodes import embed_all
+from training.prepare import body_digest, data_digest
 from training.trajectories import Trajectories
 
 BODY, JOINT = "body.ckpt.safetensors", "joint"
@@ -76,8 +77,14 @@ class Workspace:
         return body.eval().requires_grad_(False)
 
     def features(self, body: nn.Module, part: str) -> Tensor:
-        """Features of every image of a part, `[classes, drawings, D]`."""
-        return embed_all(body, self.experiment.load(self.data, part)).clone()
+        """Features of every image of a part, `[classes, drawings, D]`; kept beside the body for the next stage."""
+        images = self.experiment.load(self.data, part)
+        kept = self.body_folder / f"features-{part}-{body_digest(body)[:12]}-{data_digest(images)[:12]}.safetensors"
+        if kept.exists():
+            return read_safetensors(kept, "kept features")[0]["features"]
+        features = embed_all(body, images).clone()
+        write_safetensors(kept, {"features": features}, {"format": "ltdi.features"})
+        return features
 
     def trajectories(self) -> Trajectories:
         """The prepared trajectories.
