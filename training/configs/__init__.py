@@ -40,7 +40,9 @@ def _eq2(weight: float) -> Experiment:
 
 
 FEW_SHOT = PrepareConfig(tasks=3000, shots=1, kind="few_shot", lr=0.5, sam_radius=0.05, weight_decay=0.0, noise=0.3)
-PAPER = PaperConfig(steps=300, tasks=32, denoiser=UNetConfig(channels=(16, 32), stride=8, embedding=256))
+PAPER = PaperConfig(
+    steps=240, tasks=32, outer_lr=0.003, denoiser=UNetConfig(channels=(16, 32), stride=8, embedding=256), validate_every=0
+)
 VANILLA = ScheduleConfig(segments=1)
 
 
@@ -50,7 +52,7 @@ def _paper(ways: int) -> Experiment:
         data="omniglot",
         body=OMNIGLOT.body,
         body_run="omniglot",
-        prepare=replace(FEW_SHOT, ways=ways),
+        prepare=replace(FEW_SHOT, ways=ways, tasks=3000 if ways == 5 else 600),
         meta_train=PAPER,
         terms=OMNIGLOT_TERMS,
     )
