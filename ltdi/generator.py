@@ -18,6 +18,8 @@ from ltdi.errors import InvalidConfig
 from ltdi.sampler import Observer, sample
 from ltdi.schedule import Schedule, ScheduleConfig
 
+SEVERAL_SHOTS = 1.5
+
 
 @dataclass(frozen=True)
 class CalibrationRow:
@@ -62,7 +64,7 @@ class Calibration:
 
 
 class ResidualGenerator(nn.Module):
-    """The `default` recipe: a residual to the class means, a token per class, any number of ways.
+    """The `default` recipe: a residual to the baseline, a token per class, any number of ways.
 
     Args:
         feature_size: D.
@@ -89,6 +91,20 @@ class ResidualGenerator(nn.Module):
         self.calibration = calibration or Calibration()
         self.register_buffer("centre", centre)
         self.register_buffer("scale", scale)
+        self.register_buffer("metric", 2 * torch.eye(feature_size))
+
+    def base(self, statistics: ClassStatistics) -> Tensor:
+        """The baseline heads `[B, N, D + 1]`.
+
+        Nearest class means for tasks of one example a class; from two on (in the mean over classes) linear
+        discriminant analysis with the covariance of the base classes, `metric`, fitted at export.
+        """
+        euclidean = baselines.nearest_mean(statistics.means)
+        several = statistics.counts.float().mean(1) >= SEVERAL_SHOTS
+        if not bool(several.any()):
+            return euclidean
+        in_metric = baselines.nearest_mean_in_metric(statistics.means, self.metric)
+        return torch.where(several[:, None, None], in_metric, euclidean)
 
     def noise_shape(self, ways: int) -> tuple[int, ...]:
         """Of x_T for one task: `(N, D + 1)`."""
@@ -155,6 +171,10 @@ class FlatGenerator(nn.Module):
         self.register_buffer("centre", centre)
         self.register_buffer("scale", scale)
 
+    def base(self, statistics: ClassStatistics) -> Tensor:
+        """The baseline heads `[B, N, D + 1]`: nearest class means; this recipe does not build on them."""
+        return baselines.nearest_mean(statistics.means)
+
     def noise_shape(self, ways: int) -> tuple[int, ...]:
         """Of x_T for one task: `(P,)`."""
         return (self.layout.length,)
@@ -217,7 +237,7 @@ class TaskBatch:
 
 def describe(generator: Generator, statistics: ClassStatistics) -> tuple[Tensor, Tensor]:
     """The task embedding `[B, N, C]` and the baseline heads `[B, N, D + 1]` of a batch."""
-    return generator.embed_task(statistics), baselines.nearest_mean(statistics.means)
+    return generator.embed_task(statistics), generator.base(statistics)
 
 
 LEAST_ROWS = 4

@@ -99,7 +99,9 @@ def export(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     workspace = _workspace(args)
     body, generator = workspace.body(), workspace.generator(args.seed)
-    bundle = make_bundle(workspace.bundle_config(), body, generator, workspace.features(body, "val"))
+    bundle = make_bundle(
+        workspace.bundle_config(), body, generator, workspace.features(body, "train"), workspace.features(body, "val")
+    )
     out = args.out or Path("bundles") / args.config
     print(f"bundle {out}, digest {bundle.save(out)}")
     return 0
@@ -155,6 +157,8 @@ def _other_seeds(workspace: Workspace, bundle) -> dict:
         if workspace.generator_folder(seed).exists():
             found[seed] = workspace.generator(seed)
             found[seed].calibration = bundle.config.calibration
+            if found[seed].recipe == "default":
+                found[seed].metric = bundle.generator.metric
     return found
 
 

@@ -10,17 +10,20 @@ from torch.nn import functional as F
 
 from ltdi import baselines
 from ltdi.bundle import Bundle, BundleConfig, HeadRequest
-from ltdi.generator import Calibration, CalibrationRow, FlatGenerator, Generator
+from ltdi.generator import Calibration, CalibrationRow, FlatGenerator, Generator, ResidualGenerator, describe
 from ltdi.heads import Head
 from ltdi.pipeline import Options
 from ltdi.support import SupportSet
+from training.comparators import BaseStatistics
 from training.episodes import Episodes, Protocol, draw
 from training.evaluate import generated
+from training.meta_train import statistics
 
 SHOTS = (1, 2, 5, 10)
 WAYS = (5, 20)
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 TEMPERATURES = tuple(round(0.25 * 1.15**i, 4) for i in range(30))
+SHRINKAGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 MARGINS = (0.02, 0.05, 0.1, 0.2, 1.0)
 
 
@@ -43,7 +46,7 @@ def calibrate(generator: Generator, features: Tensor, episodes: int = 400) -> Ca
                 shots,
                 strength,
                 _best_temperature([(generated(generator)(batch), batch) for batch in batches]),
-                _best_temperature([(_baseline(batch), batch) for batch in batches]),
+                _best_temperature([(_baseline(generator, batch), batch) for batch in batches]),
             )
         )
     generator.calibration = Calibration(tuple(rows))
@@ -54,8 +57,8 @@ def _protocol(ways: int, shots: int, episodes: int) -> Protocol:
     return Protocol(ways, shots, queries=min(15, 20 - shots), episodes=episodes, seed=2)
 
 
-def _baseline(batch: Episodes) -> Tensor:
-    return baselines.logits(baselines.class_means(batch.support), batch.queries)
+def _baseline(generator: Generator, batch: Episodes) -> Tensor:
+    return baselines.logits(describe(generator, statistics(batch.support))[1], batch.queries)
 
 
 def _best_strength(generator: Generator, features: Tensor, shots: int, episodes: int) -> float:
@@ -101,7 +104,7 @@ def fit_fallback_margin(bundle: Bundle, features: Tensor, tasks: int = 150, shot
         for support, queries in zip(batch.support, batch.queries, strict=True):
             request = SupportSet.of(support.flatten(0, 1).clone(), labels, classes=[str(n) for n in range(ways)])
             head = bundle.generate_many([HeadRequest(request, Options(fallback="none"))])[0]
-            base = baselines.class_means(support.unsqueeze(0))
+            base = describe(bundle.generator, statistics(support.unsqueeze(0)))[1]
             outcomes.append(
                 (
                     head.baseline_support_accuracy - head.support_accuracy,
@@ -120,8 +123,36 @@ def _accuracy(head: Head, queries: Tensor, target: Tensor) -> float:
     return float((head(queries).argmax(-1) == target).float().mean())
 
 
-def make_bundle(config: BundleConfig, body: nn.Module, generator: Generator, features: Tensor) -> Bundle:
-    """A bundle with everything that validation decides filled in."""
+@torch.inference_mode()
+def fit_metric(generator: ResidualGenerator, train: Tensor, validation: Tensor, episodes: int = 300) -> float:
+    """Set the baseline's metric from training classes, shrunk as much as 5-shot validation tasks like best.
+
+    Scaled so that a covariance that is a multiple of the identity gives the class means.
+
+    Returns:
+        The shrinkage, 1 for class means.
+    """
+    within = BaseStatistics.of(train).within
+    spread = within.diagonal().mean()
+    plain, scores = torch.eye(len(within)), {}
+    for shrink in SHRINKAGES:
+        covariance = (1 - shrink) * within + shrink * spread * plain
+        generator.metric = 2 * spread * torch.linalg.inv(covariance.double()).float()
+        generator.calibration = Calibration((CalibrationRow(1, 0.0),))
+        scores[shrink] = sum(_errors(generated(generator), validation, w, 5, episodes) for w in WAYS), generator.metric
+    best = min(SHRINKAGES, key=lambda shrink: scores[shrink][0])
+    generator.metric = scores[best][1].clone()
+    return best
+
+
+def make_bundle(config: BundleConfig, body: nn.Module, generator: Generator, train: Tensor, features: Tensor) -> Bundle:
+    """A bundle with everything that training statistics and validation decide filled in.
+
+    Args:
+        train, features: of training and of validation classes, `[classes, drawings, D]`.
+    """
+    if isinstance(generator, ResidualGenerator):
+        fit_metric(generator, train, features)
     config = replace(config, calibration=calibrate(generator, features))
     bundle = Bundle(config, body, generator)
     bundle.config = replace(config, fallback_margin=fit_fallback_margin(bundle, features))

@@ -121,7 +121,10 @@ class Workspace:
             )
         generator = build_generator(self.bundle_config())
         prefix = "average.generator." if default else "average."
-        generator.load_state_dict(without_prefix(prefix, load_checkpoint(path)[0]))
+        state = without_prefix(prefix, load_checkpoint(path)[0])
+        if default:
+            state = {"metric": generator.metric} | state  # fitted at export, so a checkpoint need not hold it
+        generator.load_state_dict(state)
         return generator.eval().requires_grad_(False)
 
     def bundle_config(self) -> BundleConfig:

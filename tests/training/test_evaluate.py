@@ -7,11 +7,12 @@ import torch
 
 from ltdi import baselines
 from ltdi.denoisers.class_tokens import ClassTokensConfig
+from ltdi.generator import describe
 from training.comparators import BaseStatistics
 from training.episodes import Protocol, draw
 from training.evaluate import Bank, Estimate, accuracies, choose, columns, evaluate_column
-from training.export import calibrate
-from training.meta_train import MetaTrainConfig, initial_generator
+from training.export import calibrate, fit_metric
+from training.meta_train import MetaTrainConfig, initial_generator, statistics
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +73,16 @@ def test_calibration_gives_strength_zero_to_a_generator_that_harms(features: tor
 
 def test_the_table_has_the_four_columns() -> None:
     assert [p.name for p in columns()] == ["5-way 1-shot", "5-way 5-shot", "20-way 1-shot", "20-way 5-shot"]
+
+
+def test_the_baseline_is_class_means_at_one_shot_and_lda_in_the_fitted_metric_from_two(features: torch.Tensor) -> None:
+    generator = initial_generator(MetaTrainConfig(denoiser=ClassTokensConfig(width=16)), features).eval()
+    support = features[:5, :3].unsqueeze(0)
+    assert torch.allclose(describe(generator, statistics(support))[1], baselines.class_means(support), atol=1e-5)
+    shrink = fit_metric(generator, features, features, episodes=10)
+    within = BaseStatistics.of(features).within
+    covariance = (1 - shrink) * within + shrink * within.diagonal().mean() * torch.eye(16)
+    expected = baselines.lda(support, covariance) * 2 * within.diagonal().mean()
+    assert torch.allclose(describe(generator, statistics(support))[1], expected, rtol=1e-3, atol=1e-3)
+    one = support[:, :, :1]
+    assert torch.equal(describe(generator, statistics(one))[1], baselines.class_means(one))
