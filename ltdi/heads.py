@@ -21,6 +21,19 @@ NORMALISATIONS = ("none", "l2", "center_l2")
 ACTIVATIONS = ("none", "relu")
 
 
+class Affine(nn.Module):
+    """`nn.Linear` that is given its tensors: building and throwing away an initialisation costs more than a step."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., in]` to `[..., out]`."""
+        return F.linear(x, self.weight, self.bias)
+
+
 class Head(nn.Module):
     """One or two linear layers over features, with labels.
 
@@ -47,7 +60,7 @@ class Head(nn.Module):
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(_linear(weight, bias) for weight, bias in weights)
+        self.layers = nn.ModuleList([Affine(weight, bias) for weight, bias in weights])
         self.labels = list(labels)
         self.normalise = normalise
         self.temperature = float(temperature)
@@ -57,7 +70,7 @@ class Head(nn.Module):
     @property
     def feature_size(self) -> int:
         """D, the size of the features it takes."""
-        return self.layers[0].in_features
+        return self.layers[0].weight.shape[1]
 
     @property
     def support_accuracy(self) -> float | None:
@@ -138,14 +151,6 @@ class Head(nn.Module):
 def is_text(value: object) -> bool:
     """Whether it is a string that a file can hold: half a surrogate pair cannot be encoded."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A linear layer that holds these tensors; nothing is initialised that is thrown away."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    layer.bias = nn.Parameter(bias, requires_grad=False)
-    return layer
 
 
 def load_head(source: str | Path | bytes) -> Head:

@@ -63,19 +63,32 @@ def interleaved(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 
 def floor(bundle: Bundle, ways: int) -> dict[str, float]:
     """The chain's multiply-adds and parameter bytes over what this machine does on a product and on a copy."""
-    parameters = [p for p in bundle.generator.denoiser.parameters() if p.ndim == 2]
+    once, each = chain_parameters(bundle)
     steps = bundle.generator.schedule.steps
-    weights = sum(p.numel() for p in parameters)
     a, b = torch.rand(1024, 1024), torch.rand(1024, 1024)
     source, sink = torch.rand(2**24), torch.empty(2**24)
-    product = interleaved({"product": lambda: a @ b, "copy": lambda: sink.copy_(source)}, 20)
-    multiply_adds = 1024**3 / (product["product"]["p50_ms"] / 1000)
-    copied = 2**26 / (product["copy"]["p50_ms"] / 1000)
+    rates = interleaved({"product": lambda: a @ b, "copy": lambda: sink.copy_(source)}, 20)
+    multiply_adds = 1024**3 / (rates["product"]["p50_ms"] / 1000)
+    copied = 2**26 / (rates["copy"]["p50_ms"] / 1000)
+    weights = once + steps * each
     return {
         "matrix_product_gmac_per_s": round(multiply_adds / 1e9, 1),
         "copy_gb_per_s": round(copied / 1e9, 1),
-        "chain_floor_ms": round(1000 * steps * max(weights * ways / multiply_adds, 4 * weights / copied), 3),
+        "weights_read_once": once,
+        "weights_read_each_step": each,
+        "chain_floor_ms": round(1000 * max(weights * ways / multiply_adds, 4 * weights / copied), 3),
     }
+
+
+def chain_parameters(bundle: Bundle) -> tuple[int, int]:
+    """Matrix entries that the chain reads once a task, and at each step."""
+    sizes = {
+        name: p.numel()
+        for name, p in bundle.generator.denoiser.named_parameters()
+        if name.endswith("weight") and p.ndim > 1
+    }
+    once = sum(size for name, size in sizes.items() if name.startswith(("read_task", "encoder")))
+    return once, sum(sizes.values()) - once
 
 
 def bench(bundle: Bundle, rounds: int = 100) -> dict:
