@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LEAST_ROWS = 4
+
 
 def logits(head: Tensor, features: Tensor) -> Tensor:
     """Logits `[B, Q, N]` of features `[B, Q, D]` under heads `[B, N, D + 1]`."""
@@ -29,7 +31,8 @@ def nearest_mean_in_metric(means: Tensor, metric: Tensor) -> Tensor:
     Twice the identity gives `nearest_mean`. A row has the same bytes in every batch (`DECISIONS.md`: four rows).
     """
     rows = means.flatten(0, -2)
-    filled = rows if len(rows) >= 4 else torch.cat([rows, rows[:1].expand(4 - len(rows), -1)])
+    missing = LEAST_ROWS - len(rows)
+    filled = rows if missing <= 0 else torch.cat([rows, rows[:1].expand(missing, -1)])
     weights = (filled @ metric)[: len(rows)].view_as(means)
     return torch.cat([weights, -(means * weights).sum(-1, keepdim=True) / 2], dim=-1)
 

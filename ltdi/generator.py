@@ -240,9 +240,6 @@ def describe(generator: Generator, statistics: ClassStatistics) -> tuple[Tensor,
     return generator.embed_task(statistics), generator.base(statistics)
 
 
-LEAST_ROWS = 4
-
-
 def generate_weights(generator: Generator, batch: TaskBatch, observer: Observer | None = None) -> Tensor:
     """Weights of each task, `[B, ...]`; the mean of x_0 over draws where there are several.
 
@@ -253,7 +250,7 @@ def generate_weights(generator: Generator, batch: TaskBatch, observer: Observer 
     x, task = batch.noise.flatten(0, 1), batch.embedding
     task = task if draws == 1 else task.repeat_interleave(draws, dim=0)
     count = len(x)
-    fill = -(-LEAST_ROWS // generator.rows_per_task(task.shape[1])) - count
+    fill = -(-baselines.LEAST_ROWS // generator.rows_per_task(task.shape[1])) - count
     if fill > 0:
         x, task = (torch.cat([part, part[:1].expand(fill, *part.shape[1:])]) for part in (x, task))
     x = generator.chain(task, x, observer)[:count]
