@@ -28,13 +28,18 @@ def nearest_mean(means: Tensor) -> Tensor:
 def nearest_mean_in_metric(means: Tensor, metric: Tensor) -> Tensor:
     """The head of linear discriminant analysis whose within-class precision is half of `metric` `[D, D]`.
 
-    Twice the identity gives `nearest_mean`. A row has the same bytes in every batch (`DECISIONS.md`: four rows).
+    Twice the identity gives `nearest_mean`.
     """
-    rows = means.flatten(0, -2)
+    weights = rowwise_product(means, metric)
+    return torch.cat([weights, -(means * weights).sum(-1, keepdim=True) / 2], dim=-1)
+
+
+def rowwise_product(items: Tensor, matrix: Tensor) -> Tensor:
+    """`items @ matrix` for `[..., D]`; a row has the same bytes in every batch (`DECISIONS.md`: four rows)."""
+    rows = items.flatten(0, -2)
     missing = LEAST_ROWS - len(rows)
     filled = rows if missing <= 0 else torch.cat([rows, rows[:1].expand(missing, -1)])
-    weights = (filled @ metric)[: len(rows)].view_as(means)
-    return torch.cat([weights, -(means * weights).sum(-1, keepdim=True) / 2], dim=-1)
+    return (filled @ matrix)[: len(rows)].view(*items.shape[:-1], -1)
 
 
 def class_means(support: Tensor) -> Tensor:

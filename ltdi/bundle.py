@@ -43,10 +43,12 @@ from ltdi.pipeline import (
 )
 from ltdi.schedule import ScheduleConfig
 from ltdi.support import Limits, SupportSet
+from ltdi.views import all_views, summarise
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RECIPES = ("default", "paper")
 MAX_FEATURE = 1e6  # far beyond any body's features; squares and sums of what lies within stay finite
+MAX_VIEWS = 64
 CONFIG, WEIGHTS, DIGEST, CARD = "config.json", "weights.safetensors", "digest", "card.json"
 
 
@@ -57,6 +59,7 @@ class BundleConfig:
     Args:
         head_sizes: `(D, N)` is open in N for the `default` recipe, where N is 0; `(D, H, N)` for `paper`.
         fallback_margin: by how much the baseline must lead on the folds to be returned instead.
+        views: V, how many changed copies of each example image the generator sees beside it.
     """
 
     name: str
@@ -70,6 +73,11 @@ class BundleConfig:
     limits: Limits = Limits()
     calibration: Calibration = Calibration()
     fallback_margin: float = 0.1
+    views: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.views <= MAX_VIEWS or (self.views and self.recipe != "default"):
+            raise InvalidConfig(f"views is {self.views}; it lies in 0..{MAX_VIEWS}, and is 0 for other recipes", field="views")
 
 
 def build_generator(config: BundleConfig) -> Generator:
@@ -80,7 +88,10 @@ def build_generator(config: BundleConfig) -> Generator:
         if config.class_tokens is None:
             raise InvalidConfig("the default recipe needs `class_tokens`", field="class_tokens")
         codec = Standardiser(torch.zeros(size + 1), torch.ones(size + 1))
-        return ResidualGenerator(size, config.schedule, config.class_tokens, codec, centre, scale, config.calibration)
+        return ResidualGenerator(
+            size, config.schedule, config.class_tokens, codec, centre, scale, config.calibration,
+            torch.zeros(config.views, 2, 3),
+        )
     if config.recipe != "paper" or config.unet is None:
         raise InvalidConfig(f"recipe {config.recipe!r} is unknown, or lacks its denoiser; known: {RECIPES}")
     layout = Layout(config.head_sizes)
@@ -204,14 +215,25 @@ class Bundle:
         prepared = self.prepare(images)
         if prepared.dtype == torch.float32:
             return prepared
-        parts = [
-            self.body(part.to(self.device).unsqueeze(1).float() / 255).float().cpu() for part in prepared.split(512)
-        ]
-        return torch.cat(parts) if parts else torch.zeros(0, self.feature_size)
+        return self._embed_pixels(self._pixels(prepared)).cpu()
 
+    def _pixels(self, prepared: Tensor) -> Tensor:
+        return prepared.unsqueeze(1).float() / 255
+
+    def _embed_pixels(self, pixels: Tensor) -> Tensor:
+        parts = [self.body(part.to(self.device)).float() for part in pixels.split(512)]
+        return torch.cat(parts) if parts else torch.zeros(0, self.feature_size, device=self.device)
+
+    @torch.inference_mode()
     def _feature_task(self, support: SupportSet) -> FeatureTask:
         ordered = support.inputs[support.canonical.example_order]
-        return FeatureTask(support, self.embed(ordered).to(self.device))
+        if ordered.dtype == torch.float32 or not self.generator.wants_views(len(ordered), support.ways):
+            return FeatureTask(support, self.embed(ordered).to(self.device))
+        pixels = self._pixels(ordered)
+        features = self._embed_pixels(pixels)
+        views = self._embed_pixels(all_views(pixels, self.generator.view_maps.cpu()))
+        seen = summarise(features, views.unflatten(0, (len(features), -1)))
+        return FeatureTask(support, features, seen[:, 1:])
 
     def generate(
         self, inputs: Any, labels: Sequence[str], *, seed: int = 0, classes: Sequence[str] | None = None,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,10 +16,12 @@ from ltdi.denoisers.class_tokens import ClassTokens, ClassTokensConfig
 from ltdi.denoisers.unet import UNet, UNetConfig
 from ltdi.embedding import ClassStatistics, embed_task, token_size
 from ltdi.errors import InvalidConfig
+from ltdi.estimator import MeanEstimator
 from ltdi.sampler import Observer, sample
 from ltdi.schedule import Schedule, ScheduleConfig
 
 SEVERAL_SHOTS = 1.5
+VIEWS_UP_TO = 5  # examples a class; with more of them views add nothing (`DECISIONS.md`), and cost an embedding each
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,20 @@ class Calibration:
 
     def at(self, shots: Tensor, field: str) -> Tensor:
         """`field` of the rows at `shots` (any shape, at least 1), float32."""
-        x = [math.log(row.shots) for row in self.rows]
-        y = [float(getattr(row, field)) for row in self.rows]
+        x, y = self._nodes(field)
         logs = shots.clamp_min(1).float().log()
         value = torch.full_like(logs, y[0])
         for (x0, y0), (x1, y1) in zip(zip(x, y, strict=True), zip(x[1:], y[1:], strict=True), strict=False):
             value = value + (y1 - y0) * ((logs - x0) / (x1 - x0)).clamp(0, 1)
         return value
+
+    def once(self, shots: float, field: str) -> float:
+        """`at` for a single number."""
+        x, y = self._nodes(field)
+        return float(np.interp(math.log(max(shots, 1)), x, y))
+
+    def _nodes(self, field: str) -> tuple[list[float], list[float]]:
+        return [math.log(row.shots) for row in self.rows], [float(getattr(row, field)) for row in self.rows]
 
 
 class ResidualGenerator(nn.Module):
@@ -70,6 +80,7 @@ class ResidualGenerator(nn.Module):
         feature_size: D.
         codec: statistics of residuals, `[D + 1]`.
         centre, scale: `[D]`, mean and standard deviation of features over the base classes.
+        view_maps: `[V, 2, 3]`, affine maps of an example image to its views; none for bodies without.
     """
 
     recipe = "default"
@@ -83,45 +94,71 @@ class ResidualGenerator(nn.Module):
         centre: Tensor,
         scale: Tensor,
         calibration: Calibration | None = None,
+        view_maps: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.schedule = Schedule(schedule)
-        self.denoiser = ClassTokens(denoiser, self.schedule, token_size(feature_size), feature_size + 1)
+        self.register_buffer("view_maps", torch.zeros(0, 2, 3) if view_maps is None else view_maps)
+        inputs = token_size(feature_size, self.has_views)
+        self.denoiser = ClassTokens(denoiser, self.schedule, inputs, feature_size + 1)
         self.codec = codec
         self.calibration = calibration or Calibration()
         self.register_buffer("centre", centre)
         self.register_buffer("scale", scale)
         self.register_buffer("metric", 2 * torch.eye(feature_size))
+        self.from_features = MeanEstimator(feature_size, views=False)
+        self.from_views = MeanEstimator(feature_size, views=True) if self.has_views else None
 
-    def base(self, statistics: ClassStatistics) -> Tensor:
-        """The baseline heads `[B, N, D + 1]`.
+    @property
+    def has_views(self) -> bool:
+        """Whether it looks at views of example images."""
+        return len(self.view_maps) > 0
 
-        Nearest class means for tasks of one example a class; from two on (in the mean over classes) linear
-        discriminant analysis with the covariance of the base classes, `metric`, fitted at export.
+    def wants_views(self, examples: int, ways: int) -> bool:
+        """Whether it looks at views of the example images of a task of this size."""
+        return self.has_views and examples <= VIEWS_UP_TO * ways
+
+    def describe(self, statistics: ClassStatistics) -> TaskBatch:
+        """Tasks as the chain sees them.
+
+        The baseline is nearest class means for tasks of one example a class; from two on (in the mean over
+        classes) linear discriminant analysis with the covariance of the base classes, `metric`, fitted at export.
+        The hint is the way from there to the same on estimated means of many examples.
         """
-        euclidean = baselines.nearest_mean(statistics.means)
         several = statistics.counts.float().mean(1) >= SEVERAL_SHOTS
+        estimate = self.from_features if statistics.view_means is None else self.from_views
+        base = self._closed_form(statistics.means, several)
+        hint = self._closed_form(statistics.means + estimate(statistics), several) - base
+        embedding = embed_task(statistics, self.centre, self.scale, self.has_views)
+        return TaskBatch(embedding, base, statistics.counts, self.codec.encode(hint))
+
+    def _closed_form(self, means: Tensor, several: Tensor) -> Tensor:
+        euclidean = baselines.nearest_mean(means)
         if not bool(several.any()):
             return euclidean
-        in_metric = baselines.nearest_mean_in_metric(statistics.means, self.metric)
-        return torch.where(several[:, None, None], in_metric, euclidean)
+        return torch.where(several[:, None, None], baselines.nearest_mean_in_metric(means, self.metric), euclidean)
 
     def noise_shape(self, ways: int) -> tuple[int, ...]:
         """Of x_T for one task: `(N, D + 1)`."""
         return ways, len(self.codec.scale)
 
-    def rows_per_task(self, ways: int) -> int:
-        """Rows of a task in the chain's matrix products."""
-        return ways
+    def chain(self, tasks: TaskBatch, noise: Tensor, observer: Observer | None = None) -> Tensor:
+        """x_0 `[B, N, D + 1]` from x_T of the same shape; with an observer step by step, else fused.
 
-    def embed_task(self, statistics: ClassStatistics) -> Tensor:
-        """`[B, N, C]`, a token per class."""
-        return embed_task(statistics, self.centre, self.scale)
-
-    def chain(self, task: Tensor, noise: Tensor, observer: Observer | None = None) -> Tensor:
-        """x_0 `[B, N, D + 1]` from x_T of the same shape and the task embedding `[B, N, C]`."""
-        condition = self.denoiser.condition(task)
-        return sample(lambda x, t: self.denoiser(x, t, condition), noise, self.schedule, observer)
+        Matrix products on one thread give a row the same bytes from four rows on, so smaller batches are filled
+        up with copies of their first task.
+        """
+        count, embedding, hint = len(noise), tasks.embedding, tasks.hint
+        fill = -(-baselines.LEAST_ROWS // embedding.shape[1]) - count
+        if fill > 0:
+            noise, embedding, hint = (
+                None if part is None else torch.cat([part, part[:1].expand(fill, *part.shape[1:])])
+                for part in (noise, embedding, hint)
+            )
+        condition = self.denoiser.condition(embedding, hint)
+        if observer is None:
+            return self.denoiser.chain(noise, condition)[:count]
+        return sample(lambda x, t: self.denoiser(x, t, condition), noise, self.schedule, observer)[:count]
 
     def decode(self, x: Tensor, base: Tensor, counts: Tensor) -> Tensor:
         """Heads `[B, N, D + 1]`: the base plus the residual, at the strength fitted for `counts` `[B, N]`."""
@@ -171,26 +208,36 @@ class FlatGenerator(nn.Module):
         self.register_buffer("centre", centre)
         self.register_buffer("scale", scale)
 
-    def base(self, statistics: ClassStatistics) -> Tensor:
-        """The baseline heads `[B, N, D + 1]`: nearest class means; this recipe does not build on them."""
-        return baselines.nearest_mean(statistics.means)
+    has_views = False
+
+    def wants_views(self, examples: int, ways: int) -> bool:
+        """Never."""
+        return False
+
+    def describe(self, statistics: ClassStatistics) -> TaskBatch:
+        """Tasks as the chain sees them: standardised mean support features `[B, N, D]`.
+
+        The baseline is nearest class means; this recipe does not build on it.
+        """
+        embedding = (statistics.means - self.centre) / self.scale
+        return TaskBatch(embedding, baselines.nearest_mean(statistics.means), statistics.counts)
 
     def noise_shape(self, ways: int) -> tuple[int, ...]:
         """Of x_T for one task: `(P,)`."""
         return (self.layout.length,)
 
-    def rows_per_task(self, ways: int) -> int:
-        """Rows of a task in the chain's matrix products."""
-        return 1
+    def chain(self, tasks: TaskBatch, noise: Tensor, observer: Observer | None = None) -> Tensor:
+        """x_0 `[B, P]` from x_T of the same shape.
 
-    def embed_task(self, statistics: ClassStatistics) -> Tensor:
-        """`[B, N, D]`: the mean support feature of each class, standardised."""
-        return (statistics.means - self.centre) / self.scale
-
-    def chain(self, task: Tensor, noise: Tensor, observer: Observer | None = None) -> Tensor:
-        """x_0 `[B, P]` from x_T of the same shape and the task embedding `[B, N, D]`."""
-        condition = task.flatten(1)
-        return sample(lambda x, t: self.denoiser(x, t, condition), noise, self.schedule, observer)
+        In evaluation tasks go one by one: convolutions give a task other bytes in other company.
+        """
+        condition = tasks.embedding.flatten(1)
+        size = len(noise) if self.training or observer is not None else 1
+        parts = [
+            sample(lambda x, t, c=c: self.denoiser(x, t, c), x, self.schedule, observer)
+            for x, c in zip(noise.split(size), condition.split(size), strict=True)
+        ]
+        return torch.cat(parts)
 
     def decode(self, x: Tensor, base: Tensor, counts: Tensor) -> Tensor:
         """Weights `[B, P]`; this recipe builds on no baseline."""
@@ -226,33 +273,33 @@ class TaskBatch:
         embedding: `[B, N, C]`.
         base: `[B, N, D + 1]`, the baseline heads.
         counts: `[B, N]`, examples of each class.
-        noise: `[B, draws, ...]`, x_T.
+        hint: `[B, N, D + 1]`, a standardised guess at the residual; None for recipes without.
     """
 
     embedding: Tensor
     base: Tensor
     counts: Tensor
-    noise: Tensor
+    hint: Tensor | None = None
+
+    def repeated(self, times: int) -> TaskBatch:
+        """Each task `times` times in a row."""
+        if times == 1:
+            return self
+        parts = (self.embedding, self.base, self.counts, self.hint)
+        return TaskBatch(*(None if part is None else part.repeat_interleave(times, dim=0) for part in parts))
 
 
-def describe(generator: Generator, statistics: ClassStatistics) -> tuple[Tensor, Tensor]:
-    """The task embedding `[B, N, C]` and the baseline heads `[B, N, D + 1]` of a batch."""
-    return generator.embed_task(statistics), generator.base(statistics)
-
-
-def generate_weights(generator: Generator, batch: TaskBatch, observer: Observer | None = None) -> Tensor:
+def generate_weights(
+    generator: Generator, tasks: TaskBatch, noise: Tensor, observer: Observer | None = None
+) -> Tensor:
     """Weights of each task, `[B, ...]`; the mean of x_0 over draws where there are several.
 
-    A task gets the same bytes whatever shares its batch. Matrix products on one thread give a row the same
-    bytes from four rows on, so smaller batches are filled up with copies of their first task.
+    A task gets the same bytes whatever shares its batch.
+
+    Args:
+        noise: `[B, draws, ...]`, x_T.
     """
-    draws = batch.noise.shape[1]
-    x, task = batch.noise.flatten(0, 1), batch.embedding
-    task = task if draws == 1 else task.repeat_interleave(draws, dim=0)
-    count = len(x)
-    fill = -(-baselines.LEAST_ROWS // generator.rows_per_task(task.shape[1])) - count
-    if fill > 0:
-        x, task = (torch.cat([part, part[:1].expand(fill, *part.shape[1:])]) for part in (x, task))
-    x = generator.chain(task, x, observer)[:count]
+    draws = noise.shape[1]
+    x = generator.chain(tasks.repeated(draws), noise.flatten(0, 1), observer)
     x = x if draws == 1 else x.unflatten(0, (-1, draws)).mean(1)
-    return generator.decode(x, batch.base, batch.counts)
+    return generator.decode(x, tasks.base, tasks.counts)

@@ -16,14 +16,15 @@ from ltdi import baselines
 from ltdi.embedding import ClassStatistics, token_size
 from ltdi.errors import DamagedFile, GenerationFailed, InvalidInput, LimitExceeded, UnsupportedInput
 from ltdi.files import parse_json, read_safetensors
-from ltdi.generator import Generator, TaskBatch, describe, draw_noise, generate_weights
+from ltdi.generator import Generator, TaskBatch, draw_noise, generate_weights
 from ltdi.heads import Head, is_text, load_head
 from ltdi.support import CanonicalTask, SupportSet
 
 MAX_FOLDS = 5
 MAX_DRAWS = 64
 FALLBACKS = ("baseline", "none")
-TASK_FORMAT = "ltdi.task"
+TASK_FORMAT, TASK_VERSION = "ltdi.task", "2"
+TASK_TENSORS = ("tokens", "base", "counts", "hint", "noise_row")
 
 OnStage = Callable[[str, float], None]
 
@@ -64,10 +65,12 @@ class FeatureTask:
     Args:
         support: the checked task.
         features: `[M, D]`, in canonical order.
+        views: `[M, 2, D]`, mean and spread of each example's views; None for features and for bundles without views.
     """
 
     support: SupportSet
     features: Tensor
+    views: Tensor | None = None
 
     @property
     def canonical(self) -> CanonicalTask:
@@ -83,6 +86,7 @@ class TaskEmbedding:
         tokens: `[N, C]`.
         base: `[N, D + 1]`, the baseline head.
         counts: `[N]`, examples of each class.
+        hint: `[N, D + 1]`, a standardised guess at the residual; zeros for recipes without.
         noise_row: `[N]`, which row of noise each class takes.
         labels: of the canonical rows.
         rows: the labels in the order of the head's rows.
@@ -94,6 +98,7 @@ class TaskEmbedding:
     tokens: Tensor
     base: Tensor
     counts: Tensor
+    hint: Tensor
     noise_row: Tensor
     labels: tuple[str, ...]
     rows: tuple[str, ...]
@@ -103,13 +108,13 @@ class TaskEmbedding:
 
     def tensors(self) -> dict[str, Tensor]:
         """What its file holds."""
-        return {"tokens": self.tokens, "base": self.base, "counts": self.counts, "noise_row": self.noise_row}
+        return {name: getattr(self, name) for name in TASK_TENSORS}
 
     def metadata(self) -> dict[str, str]:
         """The metadata of its file."""
         return {
             "format": TASK_FORMAT,
-            "format_version": "1",
+            "format_version": TASK_VERSION,
             "labels": json.dumps(self.labels, ensure_ascii=False),
             "rows": json.dumps(self.rows, ensure_ascii=False),
             "support_digest": self.support_digest,
@@ -125,11 +130,11 @@ class TaskEmbedding:
             DamagedFile: it is not one.
         """
         tensors, metadata = read_safetensors(content, "task embedding")
-        if metadata.get("format") != TASK_FORMAT or metadata.get("format_version") != "1":
+        if metadata.get("format") != TASK_FORMAT or metadata.get("format_version") != TASK_VERSION:
             raise DamagedFile(f"not a task embedding: format={metadata.get('format')!r}, expected {TASK_FORMAT!r}")
         try:
             task = cls(
-                **{name: tensors[name] for name in ("tokens", "base", "counts", "noise_row")},
+                **{name: tensors[name] for name in TASK_TENSORS},
                 labels=tuple(parse_json(metadata["labels"])),
                 rows=tuple(parse_json(metadata["rows"])),
                 support_digest=metadata["support_digest"],
@@ -146,8 +151,8 @@ class TaskEmbedding:
         integers = all(t.shape == (ways,) and t.dtype == torch.long for t in (self.counts, self.noise_row))
         floats = all(
             t.ndim == 2 and len(t) == ways and t.dtype == torch.float32 and bool((t.abs() < 1e16).all())
-            for t in (self.tokens, self.base)
-        )
+            for t in (self.tokens, self.base, self.hint)
+        ) and self.hint.shape == self.base.shape
         texts = all(map(is_text, self.labels + self.rows))
         rows = texts and sorted(self.rows) == sorted(self.labels) and len(set(self.labels)) == ways
         if not (ways >= 2 and integers and floats and rows and self._counts_are_sane(ways)):
@@ -190,6 +195,11 @@ class _Row:
         return self.task.features if self.kept is None else self.task.features[self.kept]
 
     @property
+    def views(self) -> Tensor | None:
+        whole = self.task.views is None or self.kept is None
+        return self.task.views if whole else self.task.views[self.kept]
+
+    @property
     def class_index(self) -> Tensor:
         index = self.task.canonical.class_index
         return index if self.kept is None else index[self.kept]
@@ -216,7 +226,7 @@ def generate_heads(
     generator: Generator, tasks: Sequence[FeatureTask], options: Sequence[Options], facts: dict[str, str],
     *, fallback_margin: float, timer: Timer,
 ) -> list[Head]:
-    """A checked head for each task, those of equal ways and draws sampled as one batch with all their folds.
+    """A checked head for each task, those of equal ways, draws and kind of input sampled as one batch with all their folds.
 
     Args:
         facts: metadata that every head carries (model, bundle digest, body).
@@ -225,15 +235,16 @@ def generate_heads(
     Raises:
         GenerationFailed: weights that are not finite, or a head that does not survive its own file.
     """
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    groups: dict[tuple[int, int, bool], list[int]] = defaultdict(list)
     for i, (task, option) in enumerate(zip(tasks, options, strict=True)):
-        groups[task.support.ways, option.draws].append(i)
+        groups[task.support.ways, option.draws, task.views is None].append(i)
     heads: list[Head | None] = [None] * len(tasks)
-    for (ways, _), members in groups.items():
+    for (ways, *_), members in groups.items():
         with timer.stage("sample"):
             rows, held = _rows([tasks[i] for i in members], [options[i] for i in members])
-            batch = _batch(generator, rows, [options[i] for i, r in zip(_owners(members, held), rows, strict=True)], ways)
-            weights = generate_weights(generator, batch)
+            batch = generator.describe(statistics_of(rows, ways))
+            noise = _noise(generator, rows, [options[i] for i in _owners(members, held)], ways)
+            weights = generate_weights(generator, batch, noise.to(batch.base.device))
         with timer.stage("check"):
             at = 0
             for i, masks in zip(members, held, strict=True):
@@ -259,26 +270,31 @@ def _owners(members: list[int], held: list[list[Tensor]]) -> list[int]:
     return [i for i, masks in zip(members, held, strict=True) for _ in range(1 + len(masks))]
 
 
-def statistics_of(rows: Sequence[tuple[Tensor, Tensor]], ways: int) -> ClassStatistics:
-    """Statistics of tasks given as features `[M, D]` and ascending class index `[M]`."""
-    features = torch.cat([features for features, _ in rows]) if len(rows) > 1 else rows[0][0]
-    index = torch.cat([index + place * ways for place, (_, index) in enumerate(rows)])
-    return ClassStatistics(features, index.to(features.device), len(rows), ways)
+def statistics_of(rows: Sequence[_Row], ways: int) -> ClassStatistics:
+    """Statistics of the members of a batch, all of them with views or none."""
+    features = [row.features for row in rows]
+    index = [row.class_index + place * ways for place, row in enumerate(rows)]
+    views = None if rows[0].task.views is None else torch.cat([row.views for row in rows])
+    index = torch.cat(index).to(features[0].device)
+    return ClassStatistics(torch.cat(features), index, len(rows), ways, views)
 
 
-def _batch(generator: Generator, rows: Sequence[_Row], options: Sequence[Options], ways: int) -> TaskBatch:
-    statistics = statistics_of([(row.features, row.class_index) for row in rows], ways)
-    embedding, base = describe(generator, statistics)
-    noise: dict[tuple[int, int], Tensor] = {}
-    per_class = generator.recipe == "default"
+def _noise(generator: Generator, rows: Sequence[_Row], options: Sequence[Options], ways: int) -> Tensor:
+    """x_T of each row, `[B, draws, ...]`; a task and its folds share theirs."""
+    drawn: dict[tuple[int, int], Tensor] = {}
     stacked = []
     for row, option in zip(rows, options, strict=True):
         key = id(row.task), option.seed
-        if key not in noise:
-            drawn = draw_noise(option.seed, option.draws, generator.noise_shape(ways))
-            noise[key] = drawn[:, row.task.canonical.noise_row] if per_class else drawn
-        stacked.append(noise[key])
-    return TaskBatch(embedding, base, statistics.counts, torch.stack(stacked).to(embedding.device))
+        if key not in drawn:
+            drawn[key] = canonical_noise(generator, option, ways, row.task.canonical.noise_row)
+        stacked.append(drawn[key])
+    return torch.stack(stacked)
+
+
+def canonical_noise(generator: Generator, option: Options, ways: int, noise_row: Tensor) -> Tensor:
+    """x_T of one task, `[draws, ...]`, where the recipe has rows in the order of `noise_row` `[N]`."""
+    noise = draw_noise(option.seed, option.draws, generator.noise_shape(ways))
+    return noise[:, noise_row] if generator.recipe == "default" else noise
 
 
 def _finish(
@@ -307,18 +323,18 @@ def build_head(
     method: str, facts: dict, accuracy: float | None, baseline_accuracy: float | None,
 ) -> Head:
     """A head of canonical weights, its rows put back into the caller's order."""
-    shots = counts.float().mean().round()
+    shots = round(float(counts.float().mean()))
     if method == "generated":
         layers = generator.layers(generator.reorder(weights, restore.to(weights.device)))
-        temperature = generator.calibration.at(shots, "temperature")
+        temperature = generator.calibration.once(shots, "temperature")
     else:
         rows = base[restore.to(base.device)]
         layers = [(rows[:, :-1], rows[:, -1])]
-        temperature = generator.calibration.at(shots, "baseline_temperature")
+        temperature = generator.calibration.once(shots, "baseline_temperature")
     return Head(
         [(weight.float().cpu().contiguous(), bias.float().cpu().contiguous()) for weight, bias in layers],
         classes,
-        temperature=float(temperature),
+        temperature=temperature,
         metadata=facts
         | {
             "method": method,
@@ -365,14 +381,15 @@ def embed_tasks(generator: Generator, task: FeatureTask, bundle_digest: str) -> 
     """The task embedding of one task, with its baseline's accuracy on folds."""
     masks = folds(task.canonical.class_index, task.support.ways)
     rows = [_Row(task), *(_Row(task, ~mask) for mask in masks)]
-    statistics = statistics_of([(row.features, row.class_index) for row in rows], task.support.ways)
-    tokens, base = describe(generator, statistics)
-    accuracy = _baseline_accuracy(task, base[1:], masks)
+    batch = generator.describe(statistics_of(rows, task.support.ways))
+    accuracy = _baseline_accuracy(task, batch.base[1:], masks)
+    hint = torch.zeros_like(batch.base) if batch.hint is None else batch.hint
     order = task.canonical.class_order.tolist()
     return TaskEmbedding(
-        tokens=tokens[0].cpu(),
-        base=base[0].cpu(),
-        counts=statistics.counts[0].cpu(),
+        tokens=batch.embedding[0].cpu(),
+        base=batch.base[0].cpu(),
+        counts=batch.counts[0].cpu(),
+        hint=hint[0].cpu(),
         noise_row=task.canonical.noise_row,
         labels=tuple(task.support.classes[row] for row in order),
         rows=task.support.classes,
@@ -402,21 +419,16 @@ def generate_from_embedding(
         GenerationFailed: weights that are not finite.
     """
     ways = len(task.labels)
-    shape = generator.noise_shape(ways)
     device = generator.centre.device
     size = len(generator.centre)
-    token = size if generator.recipe == "paper" else token_size(size)
+    token = size if generator.recipe == "paper" else token_size(size, generator.has_views)
     if task.base.shape[1] != size + 1 or task.tokens.shape[1] != token:
         raise UnsupportedInput("the task embedding was made for features of another size", field="task_embedding")
     with timer.stage("sample"):
-        noise = draw_noise(option.seed, option.draws, shape)
-        if generator.recipe == "default":
-            noise = noise[:, task.noise_row]
-        batch = TaskBatch(
-            task.tokens.unsqueeze(0).to(device), task.base.unsqueeze(0).to(device),
-            task.counts.unsqueeze(0).to(device), noise.unsqueeze(0).to(device),
-        )
-        weights = generate_weights(generator, batch)
+        noise = canonical_noise(generator, option, ways, task.noise_row)
+        tensors = (task.tokens, task.base, task.counts, task.hint)
+        batch = TaskBatch(*(tensor.unsqueeze(0).to(device) for tensor in tensors))
+        weights = generate_weights(generator, batch, noise.unsqueeze(0).to(device))
     with timer.stage("check"):
         method = "generated"
         if not torch.isfinite(weights).all():

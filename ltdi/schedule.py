@@ -103,6 +103,21 @@ class Schedule:
         return [(0.0, 0.0), *zip((1 / alpha.sqrt()).tolist(), noise.tolist(), strict=True)]
 
     @cached_property
+    def posterior_factors(self) -> list[tuple[float, float]]:
+        """(p_t, q_t) of Eq. 7, x_{t-1} = p_t x_t + q_t x_k, the step of Eq. 1 for a denoiser that answers with x_k.
+
+        p_t = sqrt(alpha_t) (1 - alpha_bar_{t-1}^k) / (1 - alpha_bar_t^k) and
+        q_t = sqrt(alpha_bar_{t-1}^k) (1 - alpha_t) / (1 - alpha_bar_t^k). Just above a waypoint p_t is 0: the chain
+        lands on it, whatever x_t is (Theorem 1). Entry 0 is unused.
+        """
+        t = torch.arange(1, self.steps + 1)
+        k = self.start_of_step[t]
+        before, left = self.alpha_bar_from(k, t - 1), 1 - self.alpha_bar_from(k, t)
+        keep = self.alpha[t].sqrt() * (1 - before) / left
+        move = before.sqrt() * (1 - self.alpha[t]) / left
+        return [(0.0, 0.0), *zip(keep.tolist(), move.tolist(), strict=True)]
+
+    @cached_property
     def waypoint_factors(self) -> list[tuple[float, float]]:
         """(a_t, b_t) with eps = a_t x_t - b_t x_k for the minimiser of Eq. 2 that knows x_k; entry 0 is unused."""
         kept = [1.0] + [

@@ -22,7 +22,7 @@ def make_bundle(folder: Path, **changes: object) -> Path:
     torch.manual_seed(0)
     body, generator = build_body(config.body), build_generator(config)
     for parameter in generator.denoiser.parameters():
-        torch.nn.init.normal_(parameter, std=0.05)
+        torch.nn.init.normal_(parameter, std=0.2)
     Bundle(config, body, generator).save(folder)
     return folder
 

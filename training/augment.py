@@ -6,7 +6,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from ltdi.views import warp
 
 
 def random_affine(images: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
@@ -49,7 +50,6 @@ def new_class_matrices(count: int, generator: torch.Generator) -> Tensor:
     return matrices * torch.stack([mirrored, torch.ones(count), torch.ones(count)], dim=1).unsqueeze(1)
 
 
-def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """`[M, 1, H, W]` under `[M, 3, 3]`, bilinear, paper around."""
-    grid = F.affine_grid(matrices[:, :2], list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
+def view_maps(count: int, strength: float = 1.0) -> Tensor:
+    """The maps of a bundle's views, `[count, 2, 3]`; the ranges are those of `random_affine`."""
+    return random_matrices(count, torch.Generator().manual_seed(0), strength)[:, :2].contiguous()

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltdi.bodies.conv4 import Conv4
-from training.augment import new_class_matrices, random_matrices, warp
+from ltdi.views import warp
+from training.augment import new_class_matrices, random_matrices
 from training.checkpoint import (
     load_checkpoint,
     optimizer_tensors,

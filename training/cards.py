@@ -6,11 +6,15 @@ from ltdi.bundle import Bundle
 from training.configs.experiment import Experiment
 
 
-def card_of(experiment: Experiment, bundle: Bundle, result: dict) -> dict:
+def card_of(experiment: Experiment, bundle: Bundle, result: dict, by_eq2_weight: dict[str, list[dict]]) -> dict:
     """What a user should know of a bundle, with the figures of `ltdi evaluate`.
 
+    Args:
+        by_eq2_weight: columns on validation classes of generators that differ in the weight of Eq. 2 alone.
+
     Returns:
-        JSON-ready: `bundle_digest`, `accuracy` by protocol (generated, closed form, difference), and `text`.
+        JSON-ready: `bundle_digest`, `accuracy` by protocol (generated, closed form, difference), the differences on
+        validation by weight of Eq. 2, and `text`.
     """
     measured = {
         column["protocol"]: {
@@ -28,6 +32,10 @@ def card_of(experiment: Experiment, bundle: Bundle, result: dict) -> dict:
         "terms": experiment.terms,
         "commit": result["commit"],
         "accuracy": measured,
+        "validation_difference_by_eq2_weight": {
+            weight: {column["protocol"]: column["difference"] for column in columns}
+            for weight, columns in by_eq2_weight.items()
+        },
         "text": _text(experiment, bundle),
     }
 
@@ -46,6 +54,14 @@ def _text(experiment: Experiment, bundle: Bundle) -> str:
     )
 
 
+def eq2_table(by_weight: dict[str, list[dict]]) -> str:
+    """Paired differences to the best closed form on validation classes, a row for each weight of Eq. 2."""
+    names = [column["protocol"] for column in next(iter(by_weight.values()))]
+    rows = [["weight of Eq. 2", *names], ["---"] * (len(names) + 1)]
+    rows += [[weight, *(_signed(c["difference"]) for c in columns)] for weight, columns in by_weight.items()]
+    return _rows(rows)
+
+
 def markdown_table(columns: list[dict]) -> str:
     """Accuracies and paired differences, percent, with 95 % intervals; a column for each protocol."""
     names = [c["protocol"] for c in columns]
@@ -56,10 +72,20 @@ def markdown_table(columns: list[dict]) -> str:
     rows.append(["difference, paired", *(_signed(c["difference"]) for c in columns)])
     for seed in sorted({s for c in columns for s in c["difference_by_seed"]} - {"0"}):
         rows.append([f"difference, training seed {seed}", *(_signed(c["difference_by_seed"][seed]) for c in columns)])
-    if "other_body" in columns[0]:
-        rows.append(["class-mean body: closed form", *(_estimate(c["other_body"]["accuracy"]) for c in columns)])
-        rows.append(["difference to it, paired", *(_signed(c["other_body"]["difference"]) for c in columns)])
     rows.append(["errors removed", *(f"{100 * c['errors_removed']:.1f} %" for c in columns)])
+    if "beyond_estimate" in columns[0]:
+        rows.append(["of it by the chain, beyond the estimated means", *(_signed(c["beyond_estimate"]) for c in columns)])
+    if "closed_form_on_views" in columns[0]:
+        on_views = [c["accuracy"][c["closed_form_on_views"]] for c in columns]
+        rows.append(["best closed form on views too", *map(_estimate, on_views)])
+        rows.append(["which", *(c["closed_form_on_views"] for c in columns)])
+        rows.append(["difference to it, paired", *(_signed(c["difference_on_views"]) for c in columns)])
+        rows.append(["generated from features alone", *(_estimate(c["accuracy"]["generated from features"]) for c in columns)])
+        rows.append(["difference to the best closed form", *(_signed(c["from_features"]) for c in columns)])
+    return _rows(rows)
+
+
+def _rows(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

@@ -7,35 +7,35 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from ltdi.bundle import load_bundle
 from ltdi.files import write_bytes, write_json
 from ltdi.generator import ResidualGenerator
 from training.bench import bench as run_bench
-from training.cards import card_of, markdown_table
+from training.cards import card_of, eq2_table, markdown_table
 from training.comparators import BaseStatistics
 from training.configs import EXPERIMENTS, experiment
-from training.episodes import embed_changed
+from training.configs.experiment import Experiment
 from training.evaluate import Bank, columns, evaluate_column
 from training.export import make_bundle
 from training.meta_train import meta_train as train_default
 from training.meta_train import validation_gain
 from training.meta_train_paper import train_paper
 from training.prepare import prepare as prepare_trajectories
-from training.runs import JOINT, Workspace, centre_and_scale, commit, seeded, threads
+from training.runs import Workspace, centre_and_scale, commit, seeded, threads
 
 SEEDS = (0, 1, 2)
 
 
 def prepare(argv: list[str]) -> int:
     """Train the body and prepare trajectories (Algorithm 1)."""
-    args = _parser("prepare", prepare.__doc__).parse_args(argv)
+    parser = _parser("prepare", prepare.__doc__)
+    parser.add_argument("--body-from", help="a bundle whose body is taken instead of training one")
+    args = parser.parse_args(argv)
     workspace = _workspace(args)
-    body = workspace.train_body()
-    if workspace.experiment.joint is not None:
-        body = _train_jointly(workspace, body)
+    given = args.body_from
+    body = workspace.adopt_body(load_bundle(given, device="cpu")) if given else workspace.train_body()
     images = workspace.experiment.load(workspace.data, "train")
     store = prepare_trajectories(
         workspace.experiment.prepare,
@@ -49,13 +49,6 @@ def prepare(argv: list[str]) -> int:
     return 0
 
 
-def _train_jointly(workspace: Workspace, body: nn.Module) -> nn.Module:
-    images = workspace.experiment.load(workspace.data, "train")
-    start = workspace.features(body, "train")
-    trained, _ = train_default(workspace.experiment.joint, body, images, start, workspace.body_folder / JOINT)
-    return trained.eval().requires_grad_(False)
-
-
 def meta_train(argv: list[str]) -> int:
     """Meta-train the denoiser (Algorithm 2, or the default recipe's own)."""
     parser = _parser("meta-train", meta_train.__doc__)
@@ -65,30 +58,28 @@ def meta_train(argv: list[str]) -> int:
     workspace.experiment = seeded(workspace.experiment, args.seed)
     out = workspace.generator_folder(args.seed)
     body = workspace.body()
-    train, validation = (workspace.features(body, part) for part in ("train", "val"))
     if workspace.experiment.recipe == "paper":
-        train_paper(workspace.experiment.meta_train, workspace.trajectories(), centre_and_scale(train), out)
+        statistics = centre_and_scale(workspace.features(body, "train"))
+        train_paper(workspace.experiment.meta_train, workspace.trajectories(), statistics, out)
     else:
-        _train_default(workspace, body, train, validation, out)
+        _train_default(workspace, body, out)
     workspace.record(f"meta-train-seed{args.seed}")
     print(f"generator at {out}")
     return 0
 
 
-def _train_default(
-    workspace: Workspace, body: nn.Module, train: torch.Tensor, validation: torch.Tensor, out: Path
-) -> None:
+def _train_default(workspace: Workspace, body: nn.Module, out: Path) -> None:
     config = workspace.experiment.meta_train
-    if config.new_classes:
-        images = workspace.experiment.load(workspace.data, "train")
-        train = torch.cat([train, *(embed_changed(body, images, seed).clone() for seed in range(2))])
     store = workspace.trajectories() if config.eq2_weight else None
+    validation = workspace.bank(body, "val")
     episodes = 200 if len(validation) >= 20 else 0
 
-    def validate(_: nn.Module, generator: ResidualGenerator) -> dict[str, float]:
+    def validate(generator: ResidualGenerator) -> dict[str, float]:
         return validation_gain(generator, validation, episodes) if episodes else {}
 
-    train_default(config, body, None, train, out, store=store, validate=validate)
+    train_default(
+        config, workspace.training_bank(body), out, store=store, view_maps=workspace.view_maps, validate=validate
+    )
 
 
 def export(argv: list[str]) -> int:
@@ -100,7 +91,7 @@ def export(argv: list[str]) -> int:
     workspace = _workspace(args)
     body, generator = workspace.body(), workspace.generator(args.seed)
     bundle = make_bundle(
-        workspace.bundle_config(), body, generator, workspace.features(body, "train"), workspace.features(body, "val")
+        workspace.bundle_config(), body, generator, workspace.features(body, "train"), workspace.bank(body, "val")
     )
     out = args.out or Path("bundles") / args.config
     print(f"bundle {out}, digest {bundle.save(out)}")
@@ -119,11 +110,9 @@ def evaluate(argv: list[str]) -> int:
     workspace, folder = _workspace(args), args.bundle or Path("bundles") / args.config
     bundle = load_bundle_without_card(folder)
     own = _bank(workspace, bundle.body, args.part)
-    other_body = workspace.class_mean_body()
-    other = None if other_body is None else _bank(workspace, other_body, args.part)
     generators = {0: bundle.generator} | _other_seeds(workspace, bundle)
     ways = (bundle.fixed_ways,) if bundle.fixed_ways else (5, 20)
-    table = [evaluate_column(p, own, generators, other) for p in columns(ways, args.episodes)]
+    table = [evaluate_column(p, own, generators) for p in columns(ways, args.episodes)]
     result = {
         "config": args.config,
         "commit": commit(),
@@ -136,10 +125,25 @@ def evaluate(argv: list[str]) -> int:
     text = markdown_table(table)
     print(text)
     if not args.no_card and args.part == "test":
-        card = card_of(workspace.experiment, bundle, result)
+        ladder = _by_eq2_weight(workspace.experiment, args.results)
+        card = card_of(workspace.experiment, bundle, result, ladder)
         write_json(folder / "card.json", card)
-        write_bytes(folder / "card.md", (card["text"] + "\n\n" + text + "\n").encode())
+        tables = [text, f"On validation classes, by weight of Eq. 2:\n\n{eq2_table(ladder)}"] if ladder else [text]
+        write_bytes(folder / "card.md", ("\n\n".join([card["text"], *tables]) + "\n").encode())
     return 0
+
+
+def _by_eq2_weight(chosen: Experiment, results: Path) -> dict[str, list[dict]]:
+    """Validation columns of the configs that are `chosen` but for the weight of Eq. 2, where they were measured."""
+    found = {}
+    for other in EXPERIMENTS.values():
+        path = results / f"{other.name}-val.json"
+        if other.recipe == chosen.recipe == "default" and path.exists():
+            alike = replace(other, name=chosen.name, store_run=chosen.store_run, meta_train=chosen.meta_train) == chosen
+            weight = other.meta_train.eq2_weight
+            if alike and replace(other.meta_train, eq2_weight=chosen.meta_train.eq2_weight) == chosen.meta_train:
+                found[weight] = json.loads(path.read_text())["columns"]
+    return {f"{weight:g}": found[weight] for weight in sorted(found)}
 
 
 def load_bundle_without_card(folder: Path):
@@ -163,8 +167,8 @@ def _other_seeds(workspace: Workspace, bundle) -> dict:
 
 
 def _bank(workspace: Workspace, body: nn.Module, part: str) -> Bank:
-    train, validation, measured = (workspace.features(body, p) for p in ("train", "val", part))
-    return Bank(validation, measured, BaseStatistics.of(train))
+    validation, measured = (workspace.bank(body, p) for p in ("val", part))
+    return Bank(validation, measured, BaseStatistics.of(workspace.features(body, "train")))
 
 
 def bench(argv: list[str]) -> int:

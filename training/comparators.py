@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,12 +40,14 @@ class Comparator:
         setting: as written in tables.
         normalise: what is done to features first.
         head: `[B, N, K, D]` to `[B, N, D + 1]`.
+        views: the share that the mean of its views has in each example; 0 does without.
     """
 
     family: str
     setting: str
     normalise: str
     head: Callable[[Tensor], Tensor]
+    views: float = 0.0
 
     @property
     def name(self) -> str:
@@ -55,7 +57,10 @@ class Comparator:
     def logits(self, episodes: Episodes, base: BaseStatistics) -> Tensor:
         """`[B, N Q, N]`."""
         prepare = baselines.NORMALISERS[self.normalise]
-        return baselines.logits(self.head(prepare(episodes.support, base.mean)), prepare(episodes.queries, base.mean))
+        support = episodes.support
+        if self.views:
+            support = torch.lerp(support, episodes.views[..., 0, :], self.views)
+        return baselines.logits(self.head(prepare(support, base.mean)), prepare(episodes.queries, base.mean))
 
 
 def comparators(base: BaseStatistics) -> list[Comparator]:
@@ -75,6 +80,16 @@ def comparators(base: BaseStatistics) -> list[Comparator]:
     for shrink in (0.3, 0.5, 0.7, 0.9):
         found.append(Comparator("LDA", f"shrunk {shrink:g}", "none", _lda(base.within, shrink)))
     return found
+
+
+def comparators_with_views(base: BaseStatistics) -> list[Comparator]:
+    """The closed forms that gain from views, on examples averaged with theirs; a user would have to make the views."""
+    return [
+        replace(c, family=f"{c.family}, views", setting=", ".join(filter(None, [c.setting, f"share {share:g}"])), views=share)
+        for c in comparators(base)
+        if c.family.startswith(("class means", "LDA"))
+        for share in (0.2, 0.35, 0.5, 0.65)
+    ]
 
 
 def _ridge(strength: float) -> Callable[[Tensor], Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from training.augment import new_class_matrices, warp
+from ltdi.views import all_views, summarise, warp
+from training.augment import new_class_matrices
 from training.data.dataset import ClassImages
 
 
@@ -44,10 +45,12 @@ class Episodes:
     Args:
         support: `[B, N, K, D]`.
         query: `[B, N, Q, D]`.
+        views: `[B, N, K, 2, D]`, mean and spread of the views of each example, where the bank has them.
     """
 
     support: Tensor
     query: Tensor
+    views: Tensor | None = None
 
     @property
     def queries(self) -> Tensor:
@@ -63,42 +66,61 @@ class Episodes:
 @torch.inference_mode()
 def embed_all(body: nn.Module, data: ClassImages, batch: int = 1000) -> Tensor:
     """Features of every image, `[classes, images, D]`."""
-    flat = data.images.flatten(0, 1)
-    device = next(body.parameters()).device
-    parts = [body(part.to(device).unsqueeze(1).float() / 255).cpu() for part in flat.split(batch)]
-    return torch.cat(parts).unflatten(0, data.images.shape[:2])
+    return _embed_rows(body, data, lambda pixels: pixels, batch)
 
 
 @torch.inference_mode()
-def embed_changed(body: nn.Module, data: ClassImages, seed: int, batch: int = 1000) -> Tensor:
-    """Features of every image after its class was turned into another one, `[classes, images, D]`.
+def embed_bank(
+    body: nn.Module, data: ClassImages, maps: Tensor, changed_by: int | None = None, batch: int = 200
+) -> Tensor:
+    """Features of every image with mean and spread of its views: `[classes, images, 3, D]`.
 
-    The body has not seen these classes: its one-shot mistakes on them are like those on classes to come.
+    Args:
+        maps: `[V, 2, 3]`, of the views.
+        changed_by: a seed by which every class is first turned into another one, which the body has not seen: its
+            one-shot mistakes on such classes are like those on classes to come.
     """
-    chance = torch.Generator().manual_seed(seed)
     classes, drawings = data.images.shape[:2]
-    matrices = new_class_matrices(classes, chance).repeat_interleave(drawings, dim=0)
-    flat, device = data.images.flatten(0, 1), next(body.parameters()).device
-    parts = [
-        body(warp(images.unsqueeze(1).float() / 255, maps).to(device)).cpu()
-        for images, maps in zip(flat.split(batch), matrices.split(batch), strict=True)
-    ]
-    return torch.cat(parts).unflatten(0, (classes, drawings))
+    chance = torch.Generator().manual_seed(changed_by or 0)
+    turned = iter(new_class_matrices(classes, chance).repeat_interleave(drawings, dim=0).split(batch))
+
+    def change(pixels: Tensor) -> Tensor:
+        return pixels if changed_by is None else warp(pixels, next(turned))
+
+    def embed(pixels: Tensor) -> Tensor:
+        return torch.stack([body(pixels), *body(all_views(pixels, maps)).unflatten(0, (len(pixels), -1)).unbind(1)], 1)
+
+    return _embed_rows(embed, data, change, batch, lambda seen: summarise(seen[:, 0], seen[:, 1:]))
 
 
-def draw(features: Tensor, protocol: Protocol, batch: int = 100) -> Iterator[Episodes]:
-    """The episodes of a protocol over a bank of features `[classes, images, D]`, in batches."""
+def _embed_rows(
+    embed: Callable[[Tensor], Tensor], data: ClassImages, change: Callable[[Tensor], Tensor], batch: int,
+    reduce: Callable[[Tensor], Tensor] = lambda seen: seen,
+) -> Tensor:
+    rows = data.images.flatten(0, 1).split(batch)
+    parts = [reduce(embed(change(images.unsqueeze(1).float() / 255))) for images in rows]
+    return torch.cat(parts).unflatten(0, data.images.shape[:2]).clone()
+
+
+def draw(bank: Tensor, protocol: Protocol, batch: int = 100) -> Iterator[Episodes]:
+    """The episodes of a protocol over a bank `[classes, images, D]` or `[classes, images, S, D]`, in batches.
+
+    S is 3 where mean and spread of views stand beside the features, else 1.
+    """
     generator = torch.Generator().manual_seed(protocol.seed)
     left = protocol.episodes
     while left > 0:
-        yield random_episodes(features, protocol, min(batch, left), generator)
+        yield random_episodes(bank, protocol, min(batch, left), generator)
         left -= batch
 
 
-def random_episodes(features: Tensor, protocol: Protocol, batch: int, generator: torch.Generator) -> Episodes:
+def random_episodes(bank: Tensor, protocol: Protocol, batch: int, generator: torch.Generator) -> Episodes:
     """A batch of tasks of random classes and random images of them."""
-    classes = torch.rand(batch, len(features), generator=generator).argsort(1)[:, : protocol.ways]
-    images = torch.rand(batch, protocol.ways, features.shape[1], generator=generator).argsort(2)
-    images = images[..., : protocol.shots + protocol.queries]
-    drawn = features[classes.unsqueeze(2), images]
-    return Episodes(drawn[:, :, : protocol.shots], drawn[:, :, protocol.shots :])
+    classes = torch.rand(batch, len(bank), generator=generator).argsort(1)[:, : protocol.ways]
+    images = torch.rand(batch, protocol.ways, bank.shape[1], generator=generator).argsort(2)
+    examples = bank[classes.unsqueeze(2), images[..., : protocol.shots]]
+    asked = bank[classes.unsqueeze(2), images[..., protocol.shots : protocol.shots + protocol.queries]]
+    if bank.ndim == 3:
+        return Episodes(examples, asked)
+    views = examples[..., 1:, :] if bank.shape[2] > 1 else None
+    return Episodes(examples[..., 0, :], asked[..., 0, :], views)

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ltdi.embedding import ClassStatistics
-from ltdi.generator import Generator, TaskBatch, describe, generate_weights
-from training.comparators import BaseStatistics, Comparator, by_family, comparators
+from ltdi.generator import Generator, ResidualGenerator, generate_weights
+from training.comparators import BaseStatistics, Comparator, by_family, comparators, comparators_with_views
 from training.episodes import COLUMNS, Episodes, Protocol, draw
+from training.statistics import statistics_of_episodes
 
+ESTIMATE = "estimated means, no chain"
 Method = Callable[[Episodes], Tensor]
 BAR = {"5-way 1-shot": 98.5, "5-way 5-shot": 99.6, "20-way 1-shot": 95.5, "20-way 5-shot": 98.8}
 
@@ -39,14 +40,23 @@ def generated(generator: Generator, seed: int = 0, draws: int = 1) -> Method:
     """Logits of generated heads; the noise of each batch of episodes follows from `seed`."""
 
     def logits(episodes: Episodes) -> Tensor:
-        batch, ways, shots, size = episodes.support.shape
-        index = torch.arange(batch * ways).repeat_interleave(shots)
-        stats = ClassStatistics(episodes.support.reshape(-1, size), index, batch, ways)
-        embedding, base = describe(generator, stats)
+        batch, ways, shots = episodes.support.shape[:3]
+        views = episodes.views if generator.wants_views(ways * shots, ways) else None
+        tasks = generator.describe(statistics_of_episodes(episodes.support, views))
         chance = torch.Generator().manual_seed(seed)
         noise = torch.randn(batch, draws, *generator.noise_shape(ways), generator=chance)
-        weights = generate_weights(generator, TaskBatch(embedding, base, stats.counts, noise))
+        weights = generate_weights(generator, tasks, noise)
         return generator.logits(weights, episodes.queries)
+
+    return logits
+
+
+def estimate_alone(generator: Generator) -> Method:
+    """Logits of heads that the hint alone makes, the chain left out."""
+
+    def logits(episodes: Episodes) -> Tensor:
+        tasks = generator.describe(statistics_of_episodes(episodes.support, episodes.views))
+        return generator.logits(generator.decode(tasks.hint, tasks.base, tasks.counts), episodes.queries)
 
     return logits
 
@@ -66,9 +76,15 @@ def accuracies(methods: dict[str, Method], features: Tensor, protocol: Protocol)
     return {name: torch.cat(values) for name, values in kept.items()}
 
 
-def choose(features: Tensor, base: BaseStatistics, protocol: Protocol) -> dict[str, Comparator]:
-    """The best setting of each family on validation features, best family first."""
-    found = comparators(base)
+def choose(
+    features: Tensor, base: BaseStatistics, protocol: Protocol, found: list[Comparator] | None = None
+) -> dict[str, Comparator]:
+    """The best setting of each family on validation features, best family first.
+
+    Args:
+        found: what to choose from; `comparators` where absent.
+    """
+    found = comparators(base) if found is None else found
     measured = accuracies({c.name: closed_form(c, base) for c in found}, features, protocol)
     score = {name: float(values.mean()) for name, values in measured.items()}
     best = {family: max(group, key=lambda c: score[c.name]) for family, group in by_family(found).items()}
@@ -77,10 +93,10 @@ def choose(features: Tensor, base: BaseStatistics, protocol: Protocol) -> dict[s
 
 @dataclass(frozen=True)
 class Bank:
-    """Features under one body.
+    """What is measured on.
 
     Args:
-        validation, test: `[classes, drawings, D]`.
+        validation, test: banks as `training.episodes.draw` takes them.
         base: statistics of the training classes.
     """
 
@@ -88,35 +104,45 @@ class Bank:
     test: Tensor
     base: BaseStatistics
 
+    @property
+    def has_views(self) -> bool:
+        """Whether views stand beside the features."""
+        return self.test.ndim == 4 and self.test.shape[2] > 1
+
 
 def evaluate_column(
-    protocol: Protocol,
-    own: Bank,
-    generators: dict[int, Generator],
-    other: Bank | None = None,
-    validation_episodes: int = 400,
+    protocol: Protocol, bank: Bank, generators: dict[int, Generator], validation_episodes: int = 400
 ) -> dict:
     """One column of the table.
 
     Args:
-        own: features under the bundle's body.
         generators: by training seed; the first is the one that ships.
-        other: features under the best body that the same budget trains for class means.
 
     Returns:
-        Accuracies, the comparators that validation chose, and paired differences, ready for JSON.
+        Accuracies, the comparators that validation chose, and paired differences, ready for JSON; what the chain adds
+        to the estimate of means. Where the bank has views, also of a head that is generated from features alone,
+        and against the closed forms on views.
     """
     validation = Protocol(protocol.ways, protocol.shots, protocol.queries, validation_episodes, seed=1)
-    chosen = choose(own.validation, own.base, validation)
+    chosen = list(choose(bank.validation, bank.base, validation).values())
     methods = {f"generated, seed {seed}": generated(g) for seed, g in generators.items()}
-    methods |= {c.name: closed_form(c, own.base) for c in chosen.values()}
-    measured = accuracies(methods, own.test, protocol)
-    shipped = measured[f"generated, seed {next(iter(generators))}"]
-    closed = measured[next(iter(chosen.values())).name]
+    first = next(iter(methods))
+    if isinstance(generators[0], ResidualGenerator):
+        methods[ESTIMATE] = estimate_alone(generators[0])
+    if bank.has_views:
+        chosen_views = list(
+            choose(bank.validation, bank.base, validation, comparators_with_views(bank.base)).values()
+        )
+        methods["generated from features"] = without_views(methods[first])
+    else:
+        chosen_views = []
+    methods |= {c.name: closed_form(c, bank.base) for c in chosen + chosen_views}
+    measured = accuracies(methods, bank.test, protocol)
+    shipped, closed = measured[first], measured[chosen[0].name]
     result = {
         "protocol": protocol.name,
         "episodes": protocol.episodes,
-        "closed_form": next(iter(chosen.values())).name,
+        "closed_form": chosen[0].name,
         "accuracy": {name: vars(Estimate.of(values)) for name, values in measured.items()},
         "difference": vars(Estimate.of(shipped - closed)),
         "difference_by_seed": {
@@ -124,20 +150,18 @@ def evaluate_column(
         },
         "errors_removed": 1 - float((1 - shipped).mean() / (1 - closed).mean()),
     }
-    if other is not None:
-        result["other_body"] = _against_other(protocol, other, shipped, validation)
+    if ESTIMATE in measured:
+        result["beyond_estimate"] = vars(Estimate.of(shipped - measured[ESTIMATE]))
+    if bank.has_views:
+        result["from_features"] = vars(Estimate.of(measured["generated from features"] - closed))
+        result["closed_form_on_views"] = chosen_views[0].name
+        result["difference_on_views"] = vars(Estimate.of(shipped - measured[chosen_views[0].name]))
     return result
 
 
-def _against_other(protocol: Protocol, other: Bank, shipped: Tensor, validation: Protocol) -> dict:
-    """The same episodes under another body, its best closed form chosen on its own validation features."""
-    best = next(iter(choose(other.validation, other.base, validation).values()))
-    measured = accuracies({best.name: closed_form(best, other.base)}, other.test, protocol)[best.name]
-    return {
-        "closed_form": best.name,
-        "accuracy": vars(Estimate.of(measured)),
-        "difference": vars(Estimate.of(shipped - measured)),
-    }
+def without_views(method: Method) -> Method:
+    """The method on tasks whose examples are features, as a caller may post them."""
+    return lambda episodes: method(Episodes(episodes.support, episodes.query))
 
 
 def columns(ways: tuple[int, ...] = (5, 20), episodes: int = 2000) -> list[Protocol]:

@@ -10,18 +10,18 @@ from torch.nn import functional as F
 
 from ltdi import baselines
 from ltdi.bundle import Bundle, BundleConfig, HeadRequest
-from ltdi.generator import Calibration, CalibrationRow, FlatGenerator, Generator, ResidualGenerator, describe
+from ltdi.generator import Calibration, CalibrationRow, FlatGenerator, Generator, ResidualGenerator
 from ltdi.heads import Head
 from ltdi.pipeline import Options
 from ltdi.support import SupportSet
 from training.comparators import BaseStatistics
 from training.episodes import Episodes, Protocol, draw
 from training.evaluate import generated
-from training.meta_train import statistics
+from training.statistics import statistics_of_episodes
 
 SHOTS = (1, 2, 5, 10)
 WAYS = (5, 20)
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 TEMPERATURES = tuple(round(0.25 * 1.15**i, 4) for i in range(30))
 SHRINKAGES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 MARGINS = (0.02, 0.05, 0.1, 0.2, 1.0)
@@ -32,7 +32,7 @@ def calibrate(generator: Generator, features: Tensor, episodes: int = 400) -> Ca
     """Strengths with the best mean accuracy over 5- and 20-way tasks, then temperatures with the least cross entropy.
 
     Args:
-        features: of validation classes, `[classes, drawings, D]`.
+        features: a bank of validation classes, as `training.episodes.draw` takes it.
     """
     flat = isinstance(generator, FlatGenerator)
     ways = (generator.ways,) if flat else WAYS
@@ -58,7 +58,7 @@ def _protocol(ways: int, shots: int, episodes: int) -> Protocol:
 
 
 def _baseline(generator: Generator, batch: Episodes) -> Tensor:
-    return baselines.logits(describe(generator, statistics(batch.support))[1], batch.queries)
+    return baselines.logits(generator.describe(statistics_of_episodes(batch.support)).base, batch.queries)
 
 
 def _best_strength(generator: Generator, features: Tensor, shots: int, episodes: int) -> float:
@@ -104,7 +104,7 @@ def fit_fallback_margin(bundle: Bundle, features: Tensor, tasks: int = 150, shot
         for support, queries in zip(batch.support, batch.queries, strict=True):
             request = SupportSet.of(support.flatten(0, 1).clone(), labels, classes=[str(n) for n in range(ways)])
             head = bundle.generate_many([HeadRequest(request, Options(fallback="none"))])[0]
-            base = describe(bundle.generator, statistics(support.unsqueeze(0)))[1]
+            base = bundle.generator.describe(statistics_of_episodes(support.unsqueeze(0))).base
             outcomes.append(
                 (
                     head.baseline_support_accuracy - head.support_accuracy,
@@ -149,7 +149,8 @@ def make_bundle(config: BundleConfig, body: nn.Module, generator: Generator, tra
     """A bundle with everything that training statistics and validation decide filled in.
 
     Args:
-        train, features: of training and of validation classes, `[classes, drawings, D]`.
+        train: features of training classes, `[classes, drawings, D]`.
+        features: a bank of validation classes, as `training.episodes.draw` takes it.
     """
     if isinstance(generator, ResidualGenerator):
         fit_metric(generator, train, features)

@@ -15,11 +15,10 @@ from torch.nn import functional as F
 from ltdi import baselines
 from ltdi.codec import Standardiser
 from ltdi.denoisers.class_tokens import ClassTokensConfig
-from ltdi.embedding import ClassStatistics
-from ltdi.generator import ResidualGenerator, TaskBatch, describe, generate_weights
+from ltdi.generator import ResidualGenerator, generate_weights
 from ltdi.objective import training_state, trajectory_loss
 from ltdi.schedule import ScheduleConfig
-from training.body import class_mean_loss, draw_batch, update_average
+from training.body import update_average
 from training.checkpoint import (
     load_checkpoint,
     optimizer_tensors,
@@ -28,9 +27,10 @@ from training.checkpoint import (
     with_prefix,
     without_prefix,
 )
-from training.data.dataset import ClassImages
 from training.episodes import COLUMNS, Protocol, draw
+from training.estimator import fit_mean_estimator
 from training.progress import RunLog
+from training.statistics import statistics_of_episodes
 from training.trajectories import Trajectories
 
 CHECKPOINT = "generator.ckpt.safetensors"
@@ -46,11 +46,13 @@ class MetaTrainConfig:
         ways: the batch is cut into tasks of one of these numbers of classes, a different one each step.
         one_shot_splits, many_shot_splits: how many times each batch is split into support and queries,
             with one example a class and with two or more.
-        lr: peak learning rate of AdamW for the generator, cosine to zero.
-        body_lr: the same for the body; 0 freezes it.
-        class_mean_weight: weight of the class-mean loss, where the body is trained too.
-        new_classes: whether classes are changed as wholes too (`new_class_matrices`), so that there are classes
-            which a frozen body has not seen, or cannot learn by heart.
+        lr: peak learning rate of AdamW, cosine to zero.
+        new_classes: how many times all classes are changed as wholes too (`new_class_matrices`), so that there are
+            classes which the body has not seen.
+        old_classes: whether the classes themselves are used beside them.
+        blind: share of splits whose examples have no views, as a caller's features have none.
+        ridge_features, ridge_views: penalties of the estimators of class means, in units of the variance of
+            what they see.
         eq2_weight: weight of the trajectory loss on prepared trajectories.
         trajectory_tasks: trajectories in a step.
     """
@@ -62,9 +64,11 @@ class MetaTrainConfig:
     one_shot_splits: int = 2
     many_shot_splits: int = 1
     lr: float = 1e-3
-    body_lr: float = 0.0
-    class_mean_weight: float = 0.0
-    new_classes: bool = False
+    new_classes: int = 0
+    old_classes: bool = True
+    blind: float = 0.5
+    ridge_features: float = 0.3
+    ridge_views: float = 0.01
     eq2_weight: float = 0.0
     trajectory_tasks: int = 32
     weight_decay: float = 0.01
@@ -84,47 +88,51 @@ class Split:
         support: `[B, N, K, D]`.
         queries: `[B, N Q, D]`, class by class.
         target: `[N Q]`.
+        views: `[B, N, K, 2, D]`, where the batch has them.
     """
 
     support: Tensor
     queries: Tensor
     target: Tensor
+    views: Tensor | None = None
 
 
-def cut_tasks(features: Tensor, ways: int, shots: int, generator: torch.Generator) -> Split:
-    """Tasks of `ways` classes from `[classes, drawings, D]`: every class in one task, every drawing used."""
-    classes, drawings, size = features.shape
+def cut_tasks(batch: Tensor, ways: int, shots: int, generator: torch.Generator) -> Split:
+    """Tasks of `ways` classes from `[classes, drawings, S, D]`: every class in one task, every drawing used.
+
+    Args:
+        batch: S is 1, or 3 where mean and spread of views stand beside the features.
+    """
+    classes, drawings = batch.shape[:2]
     tasks = classes // ways
     chosen = torch.randperm(classes, generator=generator)[: tasks * ways]
     order = torch.rand(tasks * ways, drawings, generator=generator).argsort(1)
-    mixed = features[chosen.unsqueeze(1), order].view(tasks, ways, drawings, size)
+    mixed = batch[chosen.unsqueeze(1), order].unflatten(0, (tasks, ways))
     target = torch.arange(ways).repeat_interleave(drawings - shots)
-    return Split(mixed[:, :, :shots], mixed[:, :, shots:].flatten(1, 2), target)
+    examples, queries = mixed[:, :, :shots], mixed[:, :, shots:, 0].flatten(1, 2)
+    return Split(examples[..., 0, :], queries, target, examples[..., 1:, :] if batch.shape[2] > 1 else None)
 
 
-def statistics(support: Tensor) -> ClassStatistics:
-    """Class statistics of `[B, N, K, D]`."""
-    batch, ways, shots, size = support.shape
-    index = torch.arange(batch * ways).repeat_interleave(shots)
-    return ClassStatistics(support.reshape(-1, size), index, batch, ways)
-
-
-def generate_batch(generator: ResidualGenerator, support: Tensor, noise: Tensor) -> Tensor:
+def generate_batch(generator: ResidualGenerator, support: Tensor, noise: Tensor, views: Tensor | None = None) -> Tensor:
     """Heads `[B, N, D + 1]` of support sets `[B, N, K, D]`, noise `[B, draws, N, D + 1]`; differentiable."""
-    stats = statistics(support)
-    embedding, base = describe(generator, stats)
-    return generate_weights(generator, TaskBatch(embedding, base, stats.counts, noise))
+    return generate_weights(generator, generator.describe(statistics_of_episodes(support, views)), noise)
 
 
 def task_loss(
-    generator: ResidualGenerator, features: Tensor, ways: int, shots: list[int], chance: torch.Generator
+    generator: ResidualGenerator, batch: Tensor, ways: int, shots: list[int], chance: torch.Generator, blind: float = 0
 ) -> Tensor:
-    """Mean cross entropy of queries under generated heads, one split of the batch for each of `shots`."""
+    """Mean cross entropy of queries under generated heads, one split of the batch for each of `shots`.
+
+    Args:
+        batch: `[classes, drawings, S, D]`.
+        blind: share of splits whose views are hidden.
+    """
     losses = []
     for k in shots:
-        split = cut_tasks(features, ways, k, chance)
+        hidden = batch.shape[2] > 1 and float(torch.rand((), generator=chance)) < blind
+        split = cut_tasks(batch[:, :, :1] if hidden else batch, ways, k, chance)
         noise = torch.randn(len(split.support), 1, *generator.noise_shape(ways), generator=chance)
-        logits = baselines.logits(generate_batch(generator, split.support, noise), split.queries)
+        logits = baselines.logits(generate_batch(generator, split.support, noise, split.views), split.queries)
         losses.append(F.cross_entropy(logits.flatten(0, 1), split.target.repeat(len(logits))))
     return torch.stack(losses).mean()
 
@@ -133,21 +141,21 @@ def eq2_loss(generator: ResidualGenerator, store: Trajectories, tasks: int, chan
     """Eq. 2 on prepared trajectories, as residuals to their baseline, at one random step."""
     indices = torch.randint(len(store), (tasks,), generator=chance)
     stored = store.batch(indices)
-    stats = statistics(stored.support)
-    embedding, base = describe(generator, stats)
-    residuals = generator.codec.encode(stored.trajectory - base.unsqueeze(1))
+    described = generator.describe(statistics_of_episodes(stored.support))
+    residuals = generator.codec.encode(stored.trajectory - described.base.unsqueeze(1))
     t = int(torch.randint(1, generator.schedule.steps + 1, (1,), generator=chance))
-    noise = torch.randn(base.shape, generator=chance)
+    noise = torch.randn(described.base.shape, generator=chance)
     state = training_state(generator.schedule, residuals, torch.full((tasks,), t), noise)
-    predicted = generator.denoiser(state.x, t, generator.denoiser.condition(embedding))
+    predicted = generator.denoiser(state.x, t, generator.denoiser.condition(described.embedding))
     return trajectory_loss(generator.schedule, state, predicted)
 
 
-def initial_generator(config: MetaTrainConfig, features: Tensor) -> ResidualGenerator:
-    """A generator whose statistics come from training features `[classes, drawings, D]`.
+def initial_generator(config: MetaTrainConfig, bank: Tensor, view_maps: Tensor | None = None) -> ResidualGenerator:
+    """A generator whose statistics come from a training bank `[classes, drawings, S, D]`.
 
     Residuals are standardised by those between one-shot and many-shot class means.
     """
+    features = bank[:, :, 0]
     with torch.no_grad():
         many = baselines.nearest_mean(features.mean(1, keepdim=True).expand_as(features))
         residuals = many - baselines.nearest_mean(features)
@@ -155,20 +163,26 @@ def initial_generator(config: MetaTrainConfig, features: Tensor) -> ResidualGene
         flat = features.flatten(0, 1)
         centre, scale = flat.mean(0), flat.std(0).clamp_min(1e-4)
     torch.manual_seed(config.seed)
-    return ResidualGenerator(features.shape[-1], config.schedule, config.denoiser, codec, centre.clone(), scale.clone())
+    generator = ResidualGenerator(
+        features.shape[-1], config.schedule, config.denoiser, codec, centre.clone(), scale.clone(), view_maps=view_maps
+    )
+    generator.from_features = fit_mean_estimator(bank, views=False, ridge=config.ridge_features)
+    if generator.has_views:
+        generator.from_views = fit_mean_estimator(bank, views=True, ridge=config.ridge_views)
+    return generator
 
 
 @torch.inference_mode()
-def validation_gain(generator: ResidualGenerator, features: Tensor, episodes: int = 300) -> dict[str, float]:
+def validation_gain(generator: ResidualGenerator, bank: Tensor, episodes: int = 300) -> dict[str, float]:
     """Accuracy of generated heads and of class means on validation features, percent, by column."""
     result = {}
     for ways, shots in COLUMNS:
         right, base_right = [], []
         chance = torch.Generator().manual_seed(1)
-        for batch in draw(features, Protocol(ways, shots, episodes=episodes, seed=1)):
+        for batch in draw(bank, Protocol(ways, shots, episodes=episodes, seed=1)):
             noise = torch.randn(len(batch.support), 1, *generator.noise_shape(ways), generator=chance)
             for heads, kept in (
-                (generate_batch(generator, batch.support, noise), right),
+                (generate_batch(generator, batch.support, noise, batch.views), right),
                 (baselines.class_means(batch.support), base_right),
             ):
                 kept.append((baselines.logits(heads, batch.queries).argmax(-1) == batch.target).float().mean(1))
@@ -178,27 +192,23 @@ def validation_gain(generator: ResidualGenerator, features: Tensor, episodes: in
 
 
 class Run:
-    """A training run: modules, their averages, the optimiser, and their checkpoint."""
+    """A training run: the generator, its average, the optimiser, and their checkpoint."""
 
-    def __init__(self, config: MetaTrainConfig, body: nn.Module, generator: ResidualGenerator, out: Path) -> None:
-        self.config, self.out = config, out
-        self.modules = nn.ModuleDict({"body": body, "generator": generator})
-        self.average = copy.deepcopy(self.modules).eval()
-        groups = [{"params": list(generator.parameters()), "peak": config.lr}]
-        if config.body_lr:
-            groups.append({"params": list(body.parameters()), "peak": config.body_lr})
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+    def __init__(self, config: MetaTrainConfig, generator: ResidualGenerator, out: Path) -> None:
+        self.config, self.out, self.generator = config, out, generator
+        self.average = copy.deepcopy(generator).eval()
+        self.optimizer = torch.optim.AdamW(generator.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.first = self._resume()
 
     def set_learning_rate(self, step: int) -> None:
         """Warm-up over 50 steps, then cosine to zero."""
         factor = min(1, (step + 1) / 50) * (1 + math.cos(math.pi * step / self.config.steps)) / 2
         for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
+            group["lr"] = self.config.lr * factor
 
     def save(self, step: int) -> None:
         """Write the checkpoint; a kill at any moment leaves the old one or this one."""
-        tensors = with_prefix("modules.", self.modules.state_dict())
+        tensors = with_prefix("generator.", self.generator.state_dict())
         tensors |= with_prefix("average.", self.average.state_dict()) | optimizer_tensors(self.optimizer)
         save_checkpoint(self.out / CHECKPOINT, tensors, {"step": step})
 
@@ -206,7 +216,7 @@ class Run:
         if not (self.out / CHECKPOINT).exists():
             return 0
         tensors, state = load_checkpoint(self.out / CHECKPOINT)
-        self.modules.load_state_dict(without_prefix("modules.", tensors))
+        self.generator.load_state_dict(without_prefix("generator.", tensors))
         self.average.load_state_dict(without_prefix("average.", tensors))
         restore_optimizer(self.optimizer, tensors)
         return state["step"]
@@ -214,80 +224,66 @@ class Run:
 
 def meta_train(
     config: MetaTrainConfig,
-    body: nn.Module,
-    images: ClassImages | None,
-    features: Tensor | None,
+    bank: Tensor,
     out: Path,
     *,
     store: Trajectories | None = None,
-    start: ResidualGenerator | None = None,
-    validate: Callable[[nn.Module, ResidualGenerator], dict[str, float]] | None = None,
-) -> tuple[nn.Module, ResidualGenerator]:
-    """Train a generator, with the body where `body_lr` is above 0, and go on from a checkpoint under `out`.
+    view_maps: Tensor | None = None,
+    validate: Callable[[ResidualGenerator], dict[str, float]] | None = None,
+) -> ResidualGenerator:
+    """Train a generator on a frozen body's features, going on from a checkpoint under `out`.
 
     Args:
-        images: training images, for a body that is trained too.
-        features: `[classes, drawings, D]`, training features under the body at the start.
+        bank: `[classes, drawings, S, D]`, features of training classes, S = 3 where views stand beside them.
         store: prepared trajectories, where `eq2_weight` is above 0.
-        start: a generator to go on from.
-        validate: called on the averaged body and generator every `validate_every` steps.
+        view_maps: `[V, 2, 3]`, the maps of the views.
+        validate: called on the averaged generator every `validate_every` steps.
 
     Returns:
-        The averaged body and generator, in evaluation mode.
+        The averaged generator, in evaluation mode.
     """
-    run = Run(config, body, start or initial_generator(config, features), out)
-    generator = run.modules["generator"]
+    run = Run(config, initial_generator(config, bank, view_maps), out)
     log = RunLog(out / "generator.log.jsonl", "generator", total=config.steps, first=run.first)
     for step in range(run.first, config.steps):
         chance = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         torch.manual_seed(config.seed * 1_000_003 + step)
         run.set_learning_rate(step)
-        run.modules.train()
-        loss, parts = _loss(config, run, images, features, store, chance)
+        run.generator.train()
+        loss, parts = _loss(config, run.generator, bank, store, chance)
         run.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(generator.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(run.generator.parameters(), 1.0)
         run.optimizer.step()
-        update_average(run.average, run.modules, config.ema, step)
+        update_average(run.average, run.generator, config.ema, step)
         log.step(step + 1, **parts)
         done = step + 1
         if validate is not None and config.validate_every and done % config.validate_every == 0:
-            log.note(done, **validate(run.average["body"], run.average["generator"]))
+            log.note(done, **validate(run.average))
         if done % config.checkpoint_every == 0 or done == config.steps:
             run.save(done)
     log.close()
-    return run.average["body"], run.average["generator"]
+    return run.average
 
 
 def _loss(
-    config: MetaTrainConfig,
-    run: Run,
-    images: ClassImages | None,
-    features: Tensor | None,
-    store: Trajectories | None,
+    config: MetaTrainConfig, generator: ResidualGenerator, bank: Tensor, store: Trajectories | None,
     chance: torch.Generator,
 ) -> tuple[Tensor, dict[str, float]]:
     """The step's loss, and its parts for the curve."""
-    if config.body_lr:
-        drawn = run.modules["body"](draw_batch(images, config.classes, config.drawings, chance, config.new_classes))
-        batch = drawn.view(config.classes, config.drawings, -1)
-    else:
-        batch = random_features(features, config.classes, config.drawings, chance)
+    batch = random_batch(bank, config.classes, config.drawings, chance)
     ways = config.ways[int(torch.randint(len(config.ways), (1,), generator=chance))]
     more = torch.randint(2, config.drawings, (config.many_shot_splits,), generator=chance).tolist()
-    task = task_loss(run.modules["generator"], batch, ways, [1] * config.one_shot_splits + more, chance)
+    shots = [1] * config.one_shot_splits + more
+    task = task_loss(generator, batch, ways, shots, chance, config.blind)
     loss, parts = task, {"task": task.item()}
-    if config.body_lr and config.class_mean_weight:
-        means = class_mean_loss(batch.transpose(0, 1))
-        loss, parts["class_mean"] = loss + config.class_mean_weight * means, means.item()
     if config.eq2_weight:
-        eq2 = eq2_loss(run.modules["generator"], store, config.trajectory_tasks, chance)
+        eq2 = eq2_loss(generator, store, config.trajectory_tasks, chance)
         loss, parts["eq2"] = loss + config.eq2_weight * eq2, eq2.item()
     return loss, parts
 
 
-def random_features(features: Tensor, classes: int, drawings: int, chance: torch.Generator) -> Tensor:
-    """`[classes, drawings, D]` of random classes and drawings."""
-    chosen = torch.randperm(len(features), generator=chance)[:classes]
-    which = torch.rand(classes, features.shape[1], generator=chance).argsort(1)[:, :drawings]
-    return features[chosen.unsqueeze(1), which]
+def random_batch(bank: Tensor, classes: int, drawings: int, chance: torch.Generator) -> Tensor:
+    """`[classes, drawings, S, D]` of random classes and drawings."""
+    chosen = torch.randperm(len(bank), generator=chance)[:classes]
+    which = torch.rand(classes, bank.shape[1], generator=chance).argsort(1)[:, :drawings]
+    return bank[chosen.unsqueeze(1), which]

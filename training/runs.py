@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,20 +12,22 @@ from torch import Tensor, nn
 
 from ltdi.bodies.conv4 import Conv4
 from ltdi.bodies.loader import BodyConfig as BundledBody
-from ltdi.bundle import BundleConfig, build_generator
+from ltdi.bundle import Bundle, BundleConfig, build_generator
 from ltdi.errors import DataMissing
 from ltdi.files import read_safetensors, write_json, write_safetensors
 from ltdi.generator import Generator
 from training import body as body_stage
 from training import meta_train as default_recipe
 from training import meta_train_paper as paper_recipe
-from training.checkpoint import load_checkpoint, without_prefix
+from training.augment import view_maps
+from training.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
 from training.configs.experiment import Experiment
-from training.episodes import embed_all
+from training.data.dataset import ClassImages
+from training.episodes import embed_all, embed_bank
 from training.prepare import body_digest, data_digest
 from training.trajectories import Trajectories
 
-BODY, JOINT = "body.ckpt.safetensors", "joint"
+BODY = "body.ckpt.safetensors"
 
 
 class Workspace:
@@ -46,29 +49,29 @@ class Workspace:
         write_json(self.folder / f"{stage}.json", values)
 
     def train_body(self) -> nn.Module:
-        """The body, trained where that is not finished yet."""
+        """The body, trained where that is not finished yet; one that was adopted stays as it is."""
+        path = self.body_folder / BODY
+        if path.exists() and "adopted_from" in load_checkpoint(path)[1]:
+            return self.body()
         images = self.experiment.load(self.data, "train")
         return body_stage.train_body(self.experiment.body, images, self.body_folder)
 
+    def adopt_body(self, bundle: Bundle) -> nn.Module:
+        """The body of a bundle in place of one trained here."""
+        tensors = with_prefix("average.", bundle.body.state_dict())
+        save_checkpoint(self.body_folder / BODY, tensors, {"adopted_from": bundle.digest})
+        return self.body()
+
     def body(self) -> nn.Module:
-        """The trained body: after joint training where the experiment has it.
+        """The trained body.
 
         Raises:
             DataMissing: `ltdi prepare` has not run.
         """
-        joint = self.body_folder / JOINT / default_recipe.CHECKPOINT
-        path = joint if joint.exists() else self.body_folder / BODY
+        path = self.body_folder / BODY
         if not path.exists():
             raise DataMissing(f"no trained body at {path}; run `ltdi prepare --config {self.experiment.name}` first")
-        tensors, _ = load_checkpoint(path)
-        prefix = "average.body." if joint.exists() else "average."
-        return self._body(without_prefix(prefix, tensors))
-
-    def class_mean_body(self) -> nn.Module | None:
-        """The body as trained for class means alone, where the bundle's own went on from it; else None."""
-        if not (self.body_folder / JOINT / default_recipe.CHECKPOINT).exists():
-            return None
-        return self._body(without_prefix("average.", load_checkpoint(self.body_folder / BODY)[0]))
+        return self._body(without_prefix("average.", load_checkpoint(path)[0]))
 
     def _body(self, tensors: dict[str, Tensor]) -> nn.Module:
         size = self.experiment.load(self.data, "val").images.shape[-1]
@@ -79,11 +82,37 @@ class Workspace:
     def features(self, body: nn.Module, part: str) -> Tensor:
         """Features of every image of a part, `[classes, drawings, D]`; kept beside the body for the next stage."""
         images = self.experiment.load(self.data, part)
-        kept = self.body_folder / f"features-{part}-{body_digest(body)[:12]}-{data_digest(images)[:12]}.safetensors"
-        if kept.exists():
-            return read_safetensors(kept, "kept features")[0]["features"]
-        features = embed_all(body, images).clone()
-        write_safetensors(kept, {"features": features}, {"format": "ltdi.features"})
+        return self._kept(f"features-{part}", body, images, lambda: embed_all(body, images))
+
+    def bank(self, body: nn.Module, part: str, changed_by: int | None = None) -> Tensor:
+        """Features with what views say of them, `[classes, drawings, 3, D]`, kept; `[classes, drawings, 1, D]` without.
+
+        Args:
+            changed_by: a seed by which classes are turned into others first.
+        """
+        if not self.experiment.views and changed_by is None:
+            return self.features(body, part).unsqueeze(2)
+        images, maps = self.experiment.load(self.data, part), self.view_maps
+        name = f"bank{self.experiment.views}-{part}{'' if changed_by is None else f'-changed{changed_by}'}"
+        return self._kept(name, body, images, lambda: embed_bank(body, images, maps, changed_by))
+
+    def training_bank(self, body: nn.Module) -> Tensor:
+        """The bank that a generator of the `default` recipe is trained on: classes as they are, and changed ones."""
+        config = self.experiment.meta_train
+        old = [self.bank(body, "train")] if config.old_classes else []
+        return torch.cat([*old, *(self.bank(body, "train", seed) for seed in range(config.new_classes))])
+
+    @property
+    def view_maps(self) -> Tensor:
+        """The maps of the experiment's views, `[V, 2, 3]`."""
+        return view_maps(self.experiment.views)
+
+    def _kept(self, name: str, body: nn.Module, images: ClassImages, make: Callable[[], Tensor]) -> Tensor:
+        path = self.body_folder / f"{name}-{body_digest(body)[:12]}-{data_digest(images)[:12]}.safetensors"
+        if path.exists():
+            return read_safetensors(path, "kept features")[0]["features"]
+        features = make()
+        write_safetensors(path, {"features": features}, {"format": "ltdi.features"})
         return features
 
     def trajectories(self) -> Trajectories:
@@ -120,8 +149,7 @@ class Workspace:
                 f"no generator at {path}; run `ltdi meta-train --config {self.experiment.name} --seed {seed}` first"
             )
         generator = build_generator(self.bundle_config())
-        prefix = "average.generator." if default else "average."
-        state = without_prefix(prefix, load_checkpoint(path)[0])
+        state = without_prefix("average.", load_checkpoint(path)[0])
         if default:
             state = {"metric": generator.metric} | state  # fitted at export, so a checkpoint need not hold it
         generator.load_state_dict(state)
@@ -138,7 +166,7 @@ class Workspace:
             body=BundledBody(channels=self.experiment.body.channels),
         )
         if self.experiment.recipe == "default":
-            return replace(common, class_tokens=train.denoiser, head_sizes=(size, 0))
+            return replace(common, class_tokens=train.denoiser, head_sizes=(size, 0), views=self.experiment.views)
         prepare = self.experiment.prepare
         return replace(common, unet=train.denoiser, head_sizes=(size, prepare.hidden, prepare.ways))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 
 from ltdi.errors import InvalidConfig
 from ltdi.schedule import Schedule
+
+Mix = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class ClassTokensConfig:
         width: of a token inside.
         heads: of attention.
         encoder_layers: layers that read the task once.
-        layers: layers that run at each step of the chain.
+        layers: layers that run at each step of the chain, at least 1.
         dropout: in training, on the task's tokens.
     """
 
@@ -35,13 +38,29 @@ class ClassTokensConfig:
             raise InvalidConfig(
                 f"width is {self.width}; it must be a multiple of heads ({self.heads})", field="class_tokens"
             )
+        if self.layers < 1:
+            raise InvalidConfig(f"layers is {self.layers}; a step needs at least one", field="class_tokens")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the steps need of a task.
+
+    Args:
+        tokens: `[B, N, width]`, the task as the encoder read it.
+        hint: `[B, N, D + 1]`, a standardised guess at x_0 that is had from the task without the chain; or None.
+    """
+
+    tokens: Tensor
+    hint: Tensor | None = None
 
 
 class ClassTokens(nn.Module):
     """eps_phi(x_t, t, task): permutation-equivariant over classes.
 
     The network answers with the waypoint x_k that step t leads to; eps_phi follows from it as for the
-    minimiser of Eq. 2. At initialisation it answers 0, the baseline itself.
+    minimiser of Eq. 2. The answer is affine in what the last layer holds, plus the hint times a learned gain
+    of the step. At initialisation it is the hint, or 0, the baseline itself.
 
     Args:
         inputs: C, the size of a class's task token.
@@ -51,63 +70,141 @@ class ClassTokens(nn.Module):
     def __init__(self, config: ClassTokensConfig, schedule: Schedule, inputs: int, outputs: int) -> None:
         super().__init__()
         width = config.width
-        self.factors = schedule.waypoint_factors
+        self.schedule = schedule
         self.read_task = nn.Linear(inputs, width)
         self.dropout = nn.Dropout(config.dropout)
         self.encoder = nn.ModuleList(Layer(width, config.heads) for _ in range(config.encoder_layers))
         self.read_x = nn.Linear(outputs, width, bias=False)
-        self.layers = nn.ModuleList(Layer(width, config.heads) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Layer(width, config.heads) for _ in range(config.layers - 1))
+        self.last = Mixer(width, config.heads)
         self.shift = nn.Parameter(torch.randn(schedule.steps + 1, width) * 0.02)
-        self.gain = nn.Parameter(torch.ones(schedule.steps + 1, config.layers + 1, width))
-        self.answer = nn.Linear(width, outputs)
+        self.gain = nn.Parameter(torch.ones(schedule.steps + 1, config.layers, width))
+        self.answer = nn.Linear(self.last.outputs, outputs)
+        self.hint_gain = nn.Parameter(torch.ones(schedule.steps + 1))
         nn.init.zeros_(self.answer.weight)
         nn.init.zeros_(self.answer.bias)
+        keep, move = torch.tensor(schedule.posterior_factors, dtype=torch.float32).unbind(1)
+        self.register_buffer("keep", keep, persistent=False)
+        self.register_buffer("move", move, persistent=False)
+        self._fused: tuple[tuple, Tensor, Tensor] | None = None
 
-    def condition(self, task: Tensor) -> Tensor:
-        """What the steps need of the task embedding `[B, N, C]`: `[T + 1, B, N, width]`, one for each t."""
+    def condition(self, task: Tensor, hint: Tensor | None = None) -> Condition:
+        """What the steps need of the task embedding `[B, N, C]` and the hint `[B, N, D + 1]`."""
         h = self.read_task(self.dropout(task))
         for layer in self.encoder:
             h = layer(h)
-        return h + self.shift[:, None, None]
+        return Condition(h, hint)
 
-    def waypoint(self, x: Tensor, t: int, condition: Tensor) -> Tensor:
+    def waypoint(self, x: Tensor, t: int, condition: Condition) -> Tensor:
         """The network's answer: the waypoint that step t leads to, `[B, N, D + 1]`."""
-        h = torch.addmm(condition[t].flatten(0, 1), x.flatten(0, 1), self.read_x.weight.T).view(condition.shape[1:])
-        gains = self.gain[t].unbind()
-        for layer, gain in zip(self.layers, gains, strict=False):
-            h = layer(h, gain)
-        return self.answer(F.layer_norm(h, gains[-1].shape, gains[-1]))
+        state = F.linear(x, self.read_x.weight) + condition.tokens + self.shift[t]
+        return self._answer(self._step(state, self.gain[t], self.last), t, condition)
 
-    def forward(self, x: Tensor, t: int, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: int, condition: Condition) -> Tensor:
         """eps_phi at x `[B, N, D + 1]` and step t, `[B, N, D + 1]`."""
-        from_x, from_waypoint = self.factors[t]
+        from_x, from_waypoint = self.schedule.waypoint_factors[t]
         return (x * from_x).sub_(self.waypoint(x, t, condition), alpha=from_waypoint)
 
+    def chain(self, x: Tensor, condition: Condition) -> Tensor:
+        """x_0 from x_T `[B, N, D + 1]`: `sample(self, x, ...)` with most of its arithmetic done once.
 
-class Layer(nn.Module):
-    """Pre-norm attention over classes and a two-layer perceptron.
+        The network sees x_t through `read_x` alone, and Eq. 1 is x_{t-1} = p_t x_t + q_t waypoint (Eq. 7), so the
+        state u_t = read_x(x_t) + tokens + shift_t obeys a recursion of its own, in `width` numbers a class instead
+        of D + 1: u_{t-1} = p_t u_t + q_t read_x(answer) + d_t. The last step's p is 0, so that x_0 is its answer.
+        The result is that of the plain chain up to rounding.
+        """
+        batch, ways, size = x.shape
+        fused, drift = self._fuse()
+        gains, last = self.gain.unbind(), self.last.bound()
+        tokens = condition.tokens.flatten(0, 1)
+        drift = torch.addcmul(drift, 1 - self.keep[:, None, None], tokens)  # [T + 1, B N, width]
+        if condition.hint is not None:
+            seen = F.linear(condition.hint.flatten(0, 1), self.read_x.weight)
+            drift = torch.addcmul(drift, (self.move * self.hint_gain)[:, None, None], seen)
+        u = torch.addmm(tokens, x.flatten(0, 1), self.read_x.weight.T) + self.shift[-1]
+        steps, drifts = self.schedule.posterior_factors, drift.unbind()
+        for t in range(self.schedule.steps, 1, -1):
+            keep, move = steps[t]
+            held = self._step(u.view(batch, ways, -1), gains[t], last)
+            u = torch.addmm(u, held.view(batch * ways, -1), fused, beta=keep, alpha=move).add_(drifts[t])
+        return self._answer(self._step(u.view(batch, ways, -1), gains[1], last), 1, condition)
 
-    Linear maps are applied through `functional`: at these sizes the cost of a call is what counts.
-    """
+    def _step(self, state: Tensor, gain: Tensor, last: Mix) -> Tensor:
+        """What the last layer holds at a state `[B, N, width]`: `[B, N, 4 width]`, bounded whatever the state is."""
+        for layer, own in zip(self.layers, gain, strict=False):
+            state = layer(state, own)
+        return last(state, gain[-1])
+
+    def _answer(self, held: Tensor, t: int, condition: Condition) -> Tensor:
+        answer = F.linear(held, self.answer.weight, self.answer.bias)
+        return answer if condition.hint is None else torch.addcmul(answer, self.hint_gain[t], condition.hint)
+
+    def _fuse(self) -> tuple[Tensor, Tensor]:
+        """`answer` and `read_x` in one `[held, width]`, and the part of d_t that no task changes, `[T + 1, 1, width]`.
+
+        Kept between calls as long as no parameter changes.
+        """
+        parameters = (self.read_x.weight, self.answer.weight, self.answer.bias, self.shift)
+        frozen = not (torch.is_grad_enabled() and self.answer.weight.requires_grad)
+        if any(p.is_inference() for p in parameters):  # they do not count their changes
+            return self._product()
+        key = tuple((p.data_ptr(), p._version) for p in parameters)
+        if frozen and self._fused is not None and self._fused[0] == key:
+            return self._fused[1:]
+        fused, drift = self._product()
+        self._fused = (key, fused, drift) if frozen else None
+        return fused, drift
+
+    def _product(self) -> tuple[Tensor, Tensor]:
+        fused = (self.read_x.weight @ self.answer.weight).T.contiguous()
+        drift = self.move[:, None] * F.linear(self.answer.bias, self.read_x.weight)
+        drift = drift + self.shift.roll(1, 0) - self.keep[:, None] * self.shift
+        return fused, drift.unsqueeze(1)
+
+
+class Mixer(nn.Module):
+    """Attention over classes and a hidden layer side by side, from one normalisation and one product."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width)
-        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
-        self.from_heads = nn.Linear(width, width)
-        self.norm_mlp = nn.LayerNorm(width)
-        self.up = nn.Linear(width, 2 * width)
-        self.down = nn.Linear(2 * width, width)
+        self.project = nn.Linear(width, 5 * width)
+        self.outputs = 4 * width
 
     def forward(self, h: Tensor, gain: Tensor | None = None) -> Tensor:
-        """`[B, N, width]` to the same; `gain` `[width]` is the normalisation's, instead of its own (FiLM by t)."""
-        batch, ways, width = h.shape
-        weight = self.norm.weight if gain is None else gain
-        qkv = F.linear(F.layer_norm(h, (width,), weight, self.norm.bias), self.to_qkv.weight)
-        q, k, v = qkv.view(batch, ways, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, ways, width)
-        h = h + F.linear(mixed, self.from_heads.weight, self.from_heads.bias)
-        inner = F.layer_norm(h, (width,), self.norm_mlp.weight, self.norm_mlp.bias)
-        inner = F.gelu(F.linear(inner, self.up.weight, self.up.bias), approximate="tanh")
-        return h + F.linear(inner, self.down.weight, self.down.bias)
+        """Normalised h, attention's answer and 2 width hidden units side by side: `[B, N, 4 width]`.
+
+        Args:
+            h: `[B, N, width]`.
+            gain: `[width]`, the normalisation's, instead of its own (FiLM by t).
+        """
+        return self.bound()(h, self.norm.weight if gain is None else gain)
+
+    def bound(self) -> Mix:
+        """The same as a function of h and gain, its parameters looked up once: at these sizes that is what costs."""
+        bias, weight, shift, heads = self.norm.bias, self.project.weight, self.project.bias, self.heads
+
+        def mix(h: Tensor, gain: Tensor) -> Tensor:
+            batch, ways, width = h.shape
+            normal = torch.layer_norm(h, (width,), gain, bias)
+            inner = F.linear(normal, weight, shift)
+            qkv = inner[..., : 3 * width].view(batch, ways, 3, heads, -1)
+            mixed = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4).unbind())
+            mixed = mixed.transpose(1, 2).reshape(batch, ways, width)
+            return torch.cat((normal, mixed, F.silu(inner[..., 3 * width :])), dim=-1)
+
+        return mix
+
+
+class Layer(nn.Module):
+    """A mixer with its way back into the tokens."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.mixer = Mixer(width, heads)
+        self.back = nn.Linear(self.mixer.outputs, width)
+
+    def forward(self, h: Tensor, gain: Tensor | None = None) -> Tensor:
+        """`[B, N, width]` to the same; `gain` as for `Mixer`."""
+        return h + F.linear(self.mixer(h, gain), self.back.weight, self.back.bias)

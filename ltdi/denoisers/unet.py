@@ -53,6 +53,8 @@ class UNet(nn.Module):
         told = torch.arange(schedule.steps + 1)
         self.told = told if config.time == "t" else (told - schedule.start_of_step).clamp_min(0)
         self.factors = torch.tensor(schedule.waypoint_factors, dtype=torch.float32)
+        kept = schedule.alpha_bar_from(schedule.start_of_step, torch.arange(schedule.steps + 1))
+        self.skip = torch.stack([kept.sqrt(), (1 - kept).sqrt()], dim=1).float()
         width, channels, stride = config.embedding, config.channels, config.stride
         self.time = nn.Embedding(schedule.steps + 1, width)
         self.read_task = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
@@ -78,10 +80,18 @@ class UNet(nn.Module):
         """
         steps = torch.as_tensor(t).cpu()
         from_x, from_waypoint = self.factors[steps].to(x.device).reshape(-1, 2, 1).unbind(1)
-        return x * from_x - self.waypoint(x, self.told[steps].to(x.device), condition) * from_waypoint
+        return x * from_x - self.waypoint(x, steps, condition) * from_waypoint
 
-    def waypoint(self, x: Tensor, told: Tensor, condition: Tensor) -> Tensor:
-        """The network's answer: the waypoint that a step leads to, `[B, P]`."""
+    def waypoint(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """The network's answer: the waypoint that a step leads to, `[B, P]`.
+
+        What x_t says of it by itself, sqrt(kept) x_t for waypoints of unit variance, and the layers for the rest, of
+        standard deviation sqrt(1 - kept) (Karras et al., 2022): at x_T they answer from the task alone.
+        """
+        from_x, from_layers = self.skip[t].to(x.device).reshape(-1, 2, 1).unbind(1)
+        return x * from_x + self._layers(x, self.told[t].to(x.device), condition) * from_layers
+
+    def _layers(self, x: Tensor, told: Tensor, condition: Tensor) -> Tensor:
         state = F.silu(self.read_task(condition) + self.time(told))
         h = self.first(F.pad(x, (0, self.padded - self.length)).unsqueeze(1))
         skips = []
@@ -102,7 +112,7 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, embedding: int) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.GroupNorm(min(8, channels), channels) for _ in range(2))
+        self.norms = nn.ModuleList(nn.GroupNorm(max(1, min(8, channels // 2)), channels) for _ in range(2))
         self.convolutions = nn.ModuleList(nn.Conv1d(channels, channels, 3, padding=1) for _ in range(2))
         self.film = nn.Linear(embedding, 2 * channels)
 

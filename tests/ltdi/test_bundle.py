@@ -96,7 +96,7 @@ def test_a_changed_byte_is_refused_by_the_digest(folder: Path, touched: str) -> 
 CONFIGS = {
     "an unknown key": (lambda c: c.update(recipee="x"), "unknown key 'recipee'; did you mean 'recipe'"),
     "an unknown key inside": (lambda c: c["schedule"].update(step=3), "unknown key 'step'; did you mean 'steps'"),
-    "an unknown version": (lambda c: c.update(format_version=2), "format_version 2; this library reads 1"),
+    "an unknown version": (lambda c: c.update(format_version=1), "format_version 1; this library reads 2"),
     "no version": (lambda c: c.pop("format_version"), "format_version None"),
     "an unknown recipe": (lambda c: c.update(recipe="other"), "recipe 'other' is unknown"),
     "an unknown body": (lambda c: c["body"].update(name="resnet999"), "body 'resnet999' is unknown"),
@@ -108,6 +108,8 @@ CONFIGS = {
     "a size of nothing": (lambda c: c["body"].update(image_size=0), "config that cannot be used"),
     "a width that heads cannot share": (lambda c: c["class_tokens"].update(width=33), "must be a multiple of heads"),
     "an impossible schedule": (lambda c: c["schedule"].update(segments=21), "segments is 21"),
+    "more views than it can look at": (lambda c: c.update(views=65), r"views is 65; it lies in 0\.\.64"),
+    "views of a recipe that has none": (lambda c: c.update(recipe="paper", views=1), "views is 1.* is 0 for other"),
     "no calibration": (lambda c: c["calibration"].update(rows=[]), "rows of ascending shots"),
     "a strength that is no number": (lambda c: c["calibration"]["rows"][0].update(strength=NAN), "finite strength"),
     "a temperature of 0": (lambda c: c["calibration"]["rows"][0].update(temperature=0), "temperatures above 0"),

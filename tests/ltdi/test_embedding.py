@@ -50,3 +50,19 @@ def test_a_token_holds_mean_spread_and_count() -> None:
     torch.testing.assert_close(tokens[..., :6], (statistics.means - 2) / 4)
     torch.testing.assert_close(tokens[..., 6:12], statistics.variances.sqrt() / 4, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(tokens[0, 1, 12:], torch.tensor([1 / 4, math.log(4) / 3, 0.0]))
+
+
+def test_views_add_a_flag_their_offset_and_their_spread_or_nothing() -> None:
+    features, counts = uneven()
+    views = torch.randn(16, 2, 6, generator=torch.Generator().manual_seed(1))
+    centre, scale = torch.zeros(6), torch.full((6,), 4.0)
+    seen, blind = (ClassStatistics(features, index_of(counts), 2, 3, given) for given in (views, None))
+    tokens = embed_task(seen, centre, scale, views=True)
+    assert tokens.shape == (2, 3, token_size(6, views=True))
+    plain = token_size(6)
+    torch.testing.assert_close(tokens[..., :plain], embed_task(seen, centre, scale))
+    assert (tokens[..., plain] == 1).all()
+    first = views[1:5].mean(0)
+    torch.testing.assert_close(tokens[0, 1, plain + 1 : plain + 7], (first[0] - features[1:5].mean(0)) / 4)
+    torch.testing.assert_close(tokens[0, 1, plain + 7 :], first[1] / 4)
+    assert (embed_task(blind, centre, scale, views=True)[..., plain:] == 0).all()

@@ -17,6 +17,8 @@ def test_calibration_is_interpolated_in_the_logarithm_of_shots() -> None:
     found = ROWS.at(torch.tensor([[1, 2, 4], [8, 16, 100]]), "strength")
     torch.testing.assert_close(found, torch.tensor([[0.2, 0.4, 0.6], [0.8, 1.0, 1.0]]))
     assert float(ROWS.at(torch.tensor(2), "temperature")) == pytest.approx(1.5)
+    shots = (0, 1, 2, 3, 4, 8, 16, 100)
+    assert [ROWS.once(k, "strength") for k in shots] == pytest.approx(ROWS.at(torch.tensor(shots), "strength").tolist())
 
 
 def test_no_example_counts_as_one() -> None:

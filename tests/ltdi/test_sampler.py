@@ -71,6 +71,19 @@ def test_the_stored_factors_are_the_oracle_s(shape: str) -> None:
         torch.testing.assert_close(answer, oracle(schedule, trajectory)(x, t), rtol=1e-12, atol=1e-12)
 
 
+@chains
+@segments
+def test_the_posterior_factors_are_eq_7_and_0_just_above_a_waypoint(shape: str, m: int) -> None:
+    schedule = Schedule(ScheduleConfig(shape=shape, segments=m))
+    x, waypoint = torch.randn(2, 6, dtype=torch.float64)
+    for t in range(1, schedule.steps + 1):
+        keep, move = schedule.posterior_factors[t]
+        k = int(schedule.start_of_step[t])
+        expected = posterior_mean(schedule, x, waypoint, k, t)
+        torch.testing.assert_close(keep * x + move * waypoint, expected, rtol=1e-12, atol=1e-12)
+        assert (keep == 0) == (t == k + 1)
+
+
 def test_the_observer_sees_x_after_every_step() -> None:
     schedule, seen = Schedule(), []
     end = sample(lambda x, t: x / 2, torch.ones(2, 3), schedule, lambda t, x: seen.append((t, x.clone())))

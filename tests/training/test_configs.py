@@ -13,6 +13,7 @@ from ltdi.cli import main
 from ltdi.errors import InvalidConfig
 from training.configs import EXPERIMENTS, experiment
 from training.runs import Workspace
+from training.statistics import statistics_of_episodes
 
 COLUMN_OF = {"tiny": 4, "tiny-paper": 2}
 
@@ -24,11 +25,10 @@ def test_every_config_makes_heads_of_its_shape(name: str, tmp_path) -> None:
     generator = build_generator(config).eval()
     ways = config.head_sizes[-1] or 5
     noise = torch.randn(2, *generator.noise_shape(ways))
-    size = (
-        (ways, generator.denoiser.read_task.in_features) if chosen.recipe == "default" else (ways, config.head_sizes[0])
-    )
+    support = torch.randn(2, ways, 3, config.head_sizes[0])
     with torch.inference_mode():
-        assert generator.chain(torch.randn(2, *size), noise).shape == noise.shape
+        tasks = generator.describe(statistics_of_episodes(support))
+        assert generator.chain(tasks, noise).shape == noise.shape
 
 
 def test_an_unknown_config_names_the_nearest() -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ltdi import baselines
 from ltdi.denoisers.class_tokens import ClassTokensConfig
-from ltdi.generator import describe
-from training.comparators import BaseStatistics
+from training.comparators import BaseStatistics, comparators_with_views
 from training.episodes import Protocol, draw
 from training.evaluate import Bank, Estimate, accuracies, choose, columns, evaluate_column
 from training.export import calibrate, fit_metric
-from training.meta_train import MetaTrainConfig, initial_generator, statistics
+from training.meta_train import MetaTrainConfig, initial_generator
+from training.statistics import statistics_of_episodes
+
+CONFIG = MetaTrainConfig(denoiser=ClassTokensConfig(width=16, heads=2))
+SILENT = replace(CONFIG, ridge_features=1e9)
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +45,39 @@ def test_an_estimate_is_mean_and_interval() -> None:
     assert estimate.half_width == pytest.approx(1.96 * 8.1650 / 2, rel=1e-3)
 
 
-def test_an_untrained_generator_equals_its_baseline_in_every_episode(features: torch.Tensor) -> None:
-    generator = initial_generator(MetaTrainConfig(denoiser=ClassTokensConfig(width=16)), features).eval()
+def test_a_generator_that_says_nothing_equals_its_baseline_in_every_episode(features: torch.Tensor) -> None:
+    generator = initial_generator(SILENT, features.unsqueeze(2)).eval()
     bank = Bank(features, features, BaseStatistics.of(features))
-    column = evaluate_column(Protocol(5, 1, episodes=20), bank, {0: generator}, bank, validation_episodes=10)
+    column = evaluate_column(Protocol(5, 1, episodes=20), bank, {0: generator}, validation_episodes=10)
     assert column["accuracy"]["generated, seed 0"] == pytest.approx(column["accuracy"]["class means, L2"])
-    assert column["other_body"]["accuracy"] == column["accuracy"][column["closed_form"]]
+    assert "closed_form_on_views" not in column
+
+
+def with_views(features: torch.Tensor) -> torch.Tensor:
+    """A bank whose views have the class's mean for their mean: all that there is to know."""
+    mean = features.mean(1, keepdim=True).expand_as(features)
+    return torch.stack([features, mean, (features - mean).abs()], dim=2)
+
+
+def test_a_fresh_generator_gains_by_views_and_so_can_a_closed_form(features: torch.Tensor) -> None:
+    generator = initial_generator(SILENT, with_views(features), torch.zeros(1, 2, 3)).eval()
+    bank = Bank(with_views(features), with_views(features), BaseStatistics.of(features))
+    column = evaluate_column(Protocol(5, 1, queries=5, episodes=20), bank, {0: generator}, validation_episodes=10)
+    accuracy = column["accuracy"]
+    assert accuracy["generated from features"] == pytest.approx(accuracy["class means, L2"])
+    assert accuracy["generated, seed 0"]["mean"] > accuracy["generated from features"]["mean"] + 3
+    assert column["closed_form_on_views"].endswith("share 0.65)")
+    assert column["from_features"]["mean"] < column["difference"]["mean"]
+    assert column["beyond_estimate"]["mean"] == pytest.approx(0, abs=0.3)  # a fresh chain answers with the estimate
+
+
+def test_a_closed_form_on_views_moves_the_examples_towards_them(features: torch.Tensor) -> None:
+    base = BaseStatistics.of(features)
+    halfway = next(c for c in comparators_with_views(base) if c.name == "class means, L2, views (share 0.5)")
+    episodes = next(draw(with_views(features), Protocol(5, 1, queries=5, episodes=20)))
+    moved = replace(episodes, support=(episodes.support + episodes.views[..., 0, :]) / 2)
+    expected = baselines.logits(baselines.class_means(moved.support), episodes.queries)
+    torch.testing.assert_close(halfway.logits(episodes, base), expected)
 
 
 def test_validation_chooses_the_setting_that_is_best_on_it(features: torch.Tensor) -> None:
@@ -63,7 +95,7 @@ def test_validation_chooses_the_setting_that_is_best_on_it(features: torch.Tenso
 
 
 def test_calibration_gives_strength_zero_to_a_generator_that_harms(features: torch.Tensor) -> None:
-    generator = initial_generator(MetaTrainConfig(denoiser=ClassTokensConfig(width=16)), features).eval()
+    generator = initial_generator(CONFIG, features.unsqueeze(2)).eval()
     torch.nn.init.normal_(generator.denoiser.answer.bias, std=30.0)
     torch.nn.init.normal_(generator.denoiser.answer.weight, std=30.0)
     rows = calibrate(generator, features, episodes=20).rows
@@ -76,13 +108,13 @@ def test_the_table_has_the_four_columns() -> None:
 
 
 def test_the_baseline_is_class_means_at_one_shot_and_lda_in_the_fitted_metric_from_two(features: torch.Tensor) -> None:
-    generator = initial_generator(MetaTrainConfig(denoiser=ClassTokensConfig(width=16)), features).eval()
+    generator = initial_generator(CONFIG, features.unsqueeze(2)).eval()
     support = features[:5, :3].unsqueeze(0)
-    assert torch.allclose(describe(generator, statistics(support))[1], baselines.class_means(support), atol=1e-5)
+    assert torch.allclose(generator.describe(statistics_of_episodes(support)).base, baselines.class_means(support), atol=1e-5)
     shrink = fit_metric(generator, features, features, episodes=10)
     within = BaseStatistics.of(features).within
     covariance = (1 - shrink) * within + shrink * within.diagonal().mean() * torch.eye(16)
     expected = baselines.lda(support, covariance) * 2 * within.diagonal().mean()
-    assert torch.allclose(describe(generator, statistics(support))[1], expected, rtol=1e-3, atol=1e-3)
+    assert torch.allclose(generator.describe(statistics_of_episodes(support)).base, expected, rtol=1e-3, atol=1e-3)
     one = support[:, :, :1]
-    assert torch.equal(describe(generator, statistics(one))[1], baselines.class_means(one))
+    assert torch.equal(generator.describe(statistics_of_episodes(one)).base, baselines.class_means(one))

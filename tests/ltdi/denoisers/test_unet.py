@@ -30,8 +30,20 @@ def test_one_step_for_all_equals_the_same_step_for_each() -> None:
 
 
 def answer(network: UNet, x: torch.Tensor, t: int) -> torch.Tensor:
-    """The waypoint that the network answers at step t."""
-    return network.waypoint(x, network.told[t], torch.ones(len(x), 12))
+    """What the network's layers answer at step t; the share of x_t itself follows from t in any case."""
+    return network._layers(x, network.told[t], torch.ones(len(x), 12))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("t", [1, 7, 8, 20])
+def test_a_silent_network_answers_with_the_linear_estimate_from_x(t: int) -> None:
+    network, schedule = build(), Schedule()
+    for layer in (network.last, network.read_place):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    x = torch.randn(3, 37)
+    kept = float(schedule.alpha_bar_from(int(schedule.start_of_step[t]), t))
+    torch.testing.assert_close(network.waypoint(x, torch.tensor(t), torch.ones(3, 12)), kept**0.5 * x)
 
 
 @torch.inference_mode()
