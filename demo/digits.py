@@ -24,12 +24,12 @@ from torch import Tensor
 
 from ltdi.baselines import class_means, logits
 from service.client import LtDiClient
+from training.data.digits import framed
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 OUT = Path(__file__).parent / "out" / "digits.png"
-MARGIN = 2  # a training character fills 64 % of its frame (median of the longer side), these digits all of it: 8 / 12
 
 
 @contextmanager
@@ -76,24 +76,20 @@ def why_failed(client: LtDiClient) -> str | None:
         return None
 
 
-def framed(digits: np.ndarray) -> np.ndarray:
-    """Digits `[M, 8, 8]` in 0..16 as grey images `[M, 12, 12]`, uint8, with a margin as drawn characters have."""
-    return np.pad((digits / 16 * 255).astype(np.uint8), ((0, 0), (MARGIN, MARGIN), (MARGIN, MARGIN)))
-
-
 def choose_support(target: np.ndarray, shots: int, seed: int) -> np.ndarray:
     """Indices of `shots` examples of each digit, digit by digit."""
     chance = np.random.default_rng(seed)
     return np.concatenate([chance.choice(np.flatnonzero(target == digit), shots, replace=False) for digit in range(10)])
 
 
-def measure(client: LtDiClient, features: Tensor, target: Tensor, chosen: np.ndarray) -> tuple[Tensor, float]:
+def measure(
+    client: LtDiClient, images: np.ndarray, features: Tensor, target: Tensor, chosen: np.ndarray
+) -> tuple[Tensor, float]:
     """What the generated head answers for every digit that is not in the support, and the class means' accuracy."""
-    support = features[chosen]
-    head = client.generate_head(support, [str(d) for d in target[chosen].tolist()])
+    head = client.generate_head(images[chosen], [str(d) for d in target[chosen].tolist()])
     rest = torch.ones(len(target), dtype=torch.bool)
     rest[chosen] = False
-    base = class_means(support.unflatten(0, (10, -1)).unsqueeze(0))
+    base = class_means(features[chosen].unflatten(0, (10, -1)).unsqueeze(0))
     by_means = logits(base, features[rest].unsqueeze(0))[0].argmax(-1)
     answers = torch.full((len(target),), -1)
     answers[rest] = head(features[rest]).argmax(-1)
@@ -144,7 +140,7 @@ def main() -> None:
         features = torch.cat([client.embed(images[i : i + 500]) for i in range(0, len(images), 500)])
         for shots in (1, 5):
             supports = [choose_support(digits.target, shots, seed) for seed in range(args.supports)]
-            results = [measure(client, features, target, chosen) for chosen in supports]
+            results = [measure(client, images, features, target, chosen) for chosen in supports]
             generated = [accuracy(answers, target) for answers, _ in results]
             means = [value for _, value in results]
             print(

@@ -13,7 +13,9 @@ class MeanEstimator(nn.Module):
     """A linear map from what is seen of one example to the way from there to its class's mean.
 
     Fitted in closed form on the base classes (`training.estimator`): the linear empirical-Bayes estimate of a class
-    mean. From K examples the way is shorter, by 3 / (2 K + 1) (`DECISIONS.md`).
+    mean. What it says of all classes of a task alike is left out: in a domain of another mean that is its error, and
+    among the base classes it tells nothing apart. From K examples the way is shorter, by 3 / (2 K + 1). Both are
+    measured in `DECISIONS.md`.
 
     Args:
         feature_size: D.
@@ -31,4 +33,5 @@ class MeanEstimator(nn.Module):
         if self.weight.shape[1] > seen.shape[-1]:
             seen = torch.cat([seen, statistics.view_means], dim=-1)
         way = baselines.rowwise_product(seen, self.weight.T) + self.bias
+        way = way - way.mean(-2, keepdim=True)
         return way * (3 / (2 * statistics.counts.clamp_min(1) + 1)).unsqueeze(-1)

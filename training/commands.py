@@ -9,14 +9,14 @@ from pathlib import Path
 
 from torch import nn
 
-from ltdi.bundle import load_bundle
+from ltdi.bundle import Bundle, load_bundle
 from ltdi.files import write_bytes, write_json
 from ltdi.generator import ResidualGenerator
 from training.bench import bench as run_bench
 from training.cards import card_of, eq2_table, markdown_table
 from training.comparators import BaseStatistics
 from training.configs import EXPERIMENTS, experiment
-from training.configs.experiment import Experiment
+from training.configs.experiment import ELSEWHERE, Experiment
 from training.evaluate import Bank, columns, evaluate_column
 from training.export import make_bundle
 from training.meta_train import meta_train as train_default
@@ -104,27 +104,28 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--bundle", type=Path, help="folder of the bundle (default: bundles/CONFIG)")
     parser.add_argument("--episodes", type=int, default=2000, help="tasks in each column")
     parser.add_argument("--part", choices=("val", "test"), default="test", help="val while choosing, test once")
+    parser.add_argument("--on", choices=tuple(ELSEWHERE), help="images of another data set in place of test classes")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the JSON")
     parser.add_argument("--no-card", action="store_true", help="leave the bundle's card as it is")
     args = parser.parse_args(argv)
     workspace, folder = _workspace(args), args.bundle or Path("bundles") / args.config
     bundle = load_bundle_without_card(folder)
-    own = _bank(workspace, bundle.body, args.part)
+    own = _bank(workspace, bundle.body, args.part, args.on)
     generators = {0: bundle.generator} | _other_seeds(workspace, bundle)
-    ways = (bundle.fixed_ways,) if bundle.fixed_ways else (5, 20)
-    table = [evaluate_column(p, own, generators) for p in columns(ways, args.episodes)]
+    table = [evaluate_column(p, own, generators) for p in columns(_ways(bundle, own), args.episodes)]
     result = {
         "config": args.config,
         "commit": commit(),
         "bundle_digest": bundle.digest,
-        "part": args.part,
+        "part": args.on or args.part,
         "seed": 0,
         "columns": table,
     }
-    write_json(args.results / f"{args.config}{'' if args.part == 'test' else '-val'}.json", result)
+    suffix = f"-on-{args.on}" if args.on else "" if args.part == "test" else "-val"
+    write_json(args.results / f"{args.config}{suffix}.json", result)
     text = markdown_table(table)
     print(text)
-    if not args.no_card and args.part == "test":
+    if not args.no_card and not suffix:
         ladder = _by_eq2_weight(workspace.experiment, args.results)
         card = card_of(workspace.experiment, bundle, result, ladder)
         write_json(folder / "card.json", card)
@@ -166,8 +167,16 @@ def _other_seeds(workspace: Workspace, bundle) -> dict:
     return found
 
 
-def _bank(workspace: Workspace, body: nn.Module, part: str) -> Bank:
-    validation, measured = (workspace.bank(body, p) for p in ("val", part))
+def _ways(bundle: Bundle, bank: Bank) -> tuple[int, ...]:
+    return (bundle.fixed_ways,) if bundle.fixed_ways else (5, min(20, len(bank.test)))
+
+
+def _bank(workspace: Workspace, body: nn.Module, part: str, elsewhere: str | None = None) -> Bank:
+    validation = workspace.bank(body, "val")
+    if elsewhere is None:
+        measured = workspace.bank(body, part)
+    else:
+        measured = workspace.bank_of(body, ELSEWHERE[elsewhere](workspace.data), elsewhere)
     return Bank(validation, measured, BaseStatistics.of(workspace.features(body, "train")))
 
 

@@ -66,14 +66,14 @@ class Episodes:
 @torch.inference_mode()
 def embed_all(body: nn.Module, data: ClassImages, batch: int = 1000) -> Tensor:
     """Features of every image, `[classes, images, D]`."""
-    return _embed_rows(body, data, lambda pixels: pixels, batch)
+    return _embed_rows(body, data, batch)
 
 
 @torch.inference_mode()
 def embed_bank(
     body: nn.Module, data: ClassImages, maps: Tensor, changed_by: int | None = None, batch: int = 200
 ) -> Tensor:
-    """Features of every image with mean and spread of its views: `[classes, images, 3, D]`.
+    """Features of every image with mean and spread of its views, `[classes, images, 3, D]`; `[..., 1, D]` without maps.
 
     Args:
         maps: `[V, 2, 3]`, of the views.
@@ -88,17 +88,18 @@ def embed_bank(
         return pixels if changed_by is None else warp(pixels, next(turned))
 
     def embed(pixels: Tensor) -> Tensor:
-        return torch.stack([body(pixels), *body(all_views(pixels, maps)).unflatten(0, (len(pixels), -1)).unbind(1)], 1)
+        pixels = change(pixels)
+        features = body(pixels)
+        if not len(maps):
+            return features.unsqueeze(1)
+        return summarise(features, body(all_views(pixels, maps)).unflatten(0, (len(pixels), -1)))
 
-    return _embed_rows(embed, data, change, batch, lambda seen: summarise(seen[:, 0], seen[:, 1:]))
+    return _embed_rows(embed, data, batch)
 
 
-def _embed_rows(
-    embed: Callable[[Tensor], Tensor], data: ClassImages, change: Callable[[Tensor], Tensor], batch: int,
-    reduce: Callable[[Tensor], Tensor] = lambda seen: seen,
-) -> Tensor:
+def _embed_rows(embed: Callable[[Tensor], Tensor], data: ClassImages, batch: int) -> Tensor:
     rows = data.images.flatten(0, 1).split(batch)
-    parts = [reduce(embed(change(images.unsqueeze(1).float() / 255))) for images in rows]
+    parts = [embed(images.unsqueeze(1).float() / 255) for images in rows]
     return torch.cat(parts).unflatten(0, data.images.shape[:2]).clone()
 
 

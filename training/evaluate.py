@@ -165,5 +165,6 @@ def without_views(method: Method) -> Method:
 
 
 def columns(ways: tuple[int, ...] = (5, 20), episodes: int = 2000) -> list[Protocol]:
-    """The table's protocols for these ways."""
-    return [Protocol(w, k, episodes=episodes) for w, k in COLUMNS if w in ways]
+    """The table's protocols for these ways, one and five examples each."""
+    shots = dict.fromkeys(k for _, k in COLUMNS)
+    return [Protocol(w, k, episodes=episodes) for w in ways for k in shots]

@@ -90,10 +90,13 @@ class Workspace:
         Args:
             changed_by: a seed by which classes are turned into others first.
         """
-        if not self.experiment.views and changed_by is None:
-            return self.features(body, part).unsqueeze(2)
-        images, maps = self.experiment.load(self.data, part), self.view_maps
-        name = f"bank{self.experiment.views}-{part}{'' if changed_by is None else f'-changed{changed_by}'}"
+        name = f"{part}{'' if changed_by is None else f'-changed{changed_by}'}"
+        return self.bank_of(body, self.experiment.load(self.data, part), name, changed_by)
+
+    def bank_of(self, body: nn.Module, images: ClassImages, name: str, changed_by: int | None = None) -> Tensor:
+        """The bank of any images, kept under `name`."""
+        maps = self.view_maps
+        name = f"bank{self.experiment.views}-{name}"
         return self._kept(name, body, images, lambda: embed_bank(body, images, maps, changed_by))
 
     def training_bank(self, body: nn.Module) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,6 +50,19 @@ def test_a_tiny_config_goes_the_whole_way(name: str, tmp_path, capsys) -> None:
     loaded = ltdi.load_bundle(bundle)
     assert result["bundle_digest"] == loaded.digest == loaded.card["bundle_digest"]
     assert len(result["columns"]) == COLUMN_OF[name]
+    if name == "tiny":
+        elsewhere = ["--bundle", str(bundle), "--episodes", "5", "--results", str(tmp_path), "--on", "digits"]
+        card = (bundle / "card.json").read_bytes()
+        assert main(["evaluate", *common, *elsewhere]) == 0
+        columns = json.loads((tmp_path / "tiny-on-digits.json").read_text())["columns"]
+        assert [c["protocol"] for c in columns] == ["5-way 1-shot", "5-way 5-shot", "10-way 1-shot", "10-way 5-shot"]
+        assert (bundle / "card.json").read_bytes() == card
+        other = tmp_path / "runs" / "other"
+        adopt = ["--config", name, "--runs", str(other), "--body-from", str(bundle), "--threads", "1"]
+        assert main(["prepare", *adopt]) == 0 and not (other / name / "body.log.jsonl").exists()
+        shard = Path(name) / "trajectories" / "shard-00000.safetensors"
+        assert (other / shard).read_bytes() == (tmp_path / "runs" / shard).read_bytes()
+        assert main(["prepare", *adopt[:4], "--threads", "1"]) == 0  # an adopted body is not trained further
     curve = (tmp_path / "runs" / name / "prepare.json").read_text()
     assert json.loads(curve)["experiment"]["name"] == name
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from training.body import BodyConfig
 from training.data.dataset import ClassImages
+from training.data.digits import load_digits, load_kannada
 from training.data.made import load_made
 from training.data.omniglot import load_omniglot
 from training.meta_train import MetaTrainConfig
@@ -18,6 +19,7 @@ READERS: dict[str, Callable[[Path, str], ClassImages]] = {
     "omniglot": load_omniglot,
     "made": lambda data, part: load_made(part),
 }
+ELSEWHERE: dict[str, Callable[[Path], ClassImages]] = {"digits": load_digits, "kannada": load_kannada}
 
 
 @dataclass(frozen=True)
