@@ -81,14 +81,18 @@ def floor(bundle: Bundle, ways: int) -> dict[str, float]:
 
 
 def chain_parameters(bundle: Bundle) -> tuple[int, int]:
-    """Matrix entries that the chain reads once a task, and at each step."""
+    """Matrix entries that the chain reads once a task, and at each step; a fused chain has one matrix for two there."""
     sizes = {
         name: p.numel()
         for name, p in bundle.generator.denoiser.named_parameters()
         if name.endswith("weight") and p.ndim > 1
     }
-    once = sum(size for name, size in sizes.items() if name.startswith(("read_task", "encoder")))
-    return once, sum(sizes.values()) - once
+    if bundle.generator.recipe == "paper":
+        return sizes["read_task.0.weight"], sum(sizes.values()) - sizes["read_task.0.weight"]
+    each = sum(size for name, size in sizes.items() if name.startswith(("layers", "last")))
+    denoiser = bundle.generator.denoiser
+    fused = denoiser.read_x.out_features * denoiser.answer.in_features
+    return sum(sizes.values()) - each, each + fused
 
 
 def bench(bundle: Bundle, rounds: int = 100) -> dict:
@@ -132,6 +136,8 @@ def _one_head(bundle: Bundle, rounds: int) -> dict:
     images = (torch.rand(25, size, size) * 255).to(torch.uint8)
     images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1] = 0, 0, 0, 0
     head, queries = bundle.generate(features, labels), made_support(ways, 15, bundle.feature_size)[0]
+    names = [str(n) for n in range(ways)]
+    jobs[f"generate from images, views included, {ways}-way 1-shot"] = lambda: bundle.generate(images[:ways], names)
     jobs["embed 25 images"] = lambda: bundle.embed(images)
     jobs["predict 75 queries"] = lambda: head.predict(queries)
     return interleaved(jobs, rounds)
