@@ -96,18 +96,21 @@ def chain_parameters(bundle: Bundle) -> tuple[int, int]:
 
 
 def bench(bundle: Bundle, rounds: int = 100) -> dict:
-    """Every figure of the time section, JSON-ready; torch runs on one thread, as in the service."""
+    """Every figure of the time section, JSON-ready; torch and what scikit-learn computes with run on one thread."""
+    from threadpoolctl import threadpool_limits
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return {
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} thread, torch {torch.__version__}",
-            "device": str(bundle.device),
-            "floor": floor(bundle, bundle.fixed_ways or 5),
-            "one_head": _one_head(bundle, rounds),
-            "by_ways": {str(w): _by_ways(bundle, w, rounds) for w in _ways(bundle)},
-            "by_tasks": {str(n): _by_tasks(bundle, n, max(5, rounds // n)) for n in (1, 8, 64)},
-        }
+        with threadpool_limits(1):
+            return {
+                "machine": f"{platform.machine()}, {torch.get_num_threads()} thread, torch {torch.__version__}",
+                "device": str(bundle.device),
+                "floor": floor(bundle, bundle.fixed_ways or 5),
+                "one_head": _one_head(bundle, rounds),
+                "by_ways": {str(w): _by_ways(bundle, w, rounds) for w in _ways(bundle)},
+                "by_tasks": {str(n): _by_tasks(bundle, n, max(5, rounds // n)) for n in (1, 8, 64)},
+            }
     finally:
         torch.set_num_threads(threads)
 
