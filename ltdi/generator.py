@@ -133,10 +133,12 @@ class ResidualGenerator(nn.Module):
         return TaskBatch(embedding, base, statistics.counts, self.codec.encode(hint))
 
     def _closed_form(self, means: Tensor, several: Tensor) -> Tensor:
-        euclidean = baselines.nearest_mean(means)
         if not bool(several.any()):
-            return euclidean
-        return torch.where(several[:, None, None], baselines.nearest_mean_in_metric(means, self.metric), euclidean)
+            return baselines.nearest_mean(means)
+        in_metric = baselines.nearest_mean_in_metric(means, self.metric)
+        if bool(several.all()):
+            return in_metric
+        return torch.where(several[:, None, None], in_metric, baselines.nearest_mean(means))
 
     def noise_shape(self, ways: int) -> tuple[int, ...]:
         """Of x_T for one task: `(N, D + 1)`."""

@@ -217,8 +217,8 @@ def folds(class_index: Tensor, ways: int) -> list[Tensor]:
         return []
     starts = torch.cumsum(counts, 0) - counts
     place = torch.arange(len(class_index)) - starts[class_index]
-    held = [(place % count == fold) & (counts[class_index] > 1) for fold in range(count)]
-    return [mask for mask in held if mask.any()]
+    held = (place % count == torch.arange(count).unsqueeze(1)) & (counts[class_index] > 1)
+    return [mask for mask, some in zip(held, held.any(1).tolist(), strict=True) if some]
 
 
 @torch.inference_mode()
@@ -261,7 +261,7 @@ def _rows(tasks: Sequence[FeatureTask], options: Sequence[Options]) -> tuple[lis
     rows, held = [], []
     for task, option in zip(tasks, options, strict=True):
         masks = folds(task.canonical.class_index, task.support.ways) if option.check else []
-        rows += [_Row(task), *(_Row(task, ~mask) for mask in masks)]
+        rows += [_Row(task), *(_Row(task, (~mask).nonzero().squeeze(1)) for mask in masks)]
         held.append(masks)
     return rows, held
 
@@ -380,7 +380,7 @@ def verify_head(head: Head, features: Tensor) -> None:
 def embed_tasks(generator: Generator, task: FeatureTask, bundle_digest: str) -> TaskEmbedding:
     """The task embedding of one task, with its baseline's accuracy on folds."""
     masks = folds(task.canonical.class_index, task.support.ways)
-    rows = [_Row(task), *(_Row(task, ~mask) for mask in masks)]
+    rows = [_Row(task), *(_Row(task, (~mask).nonzero().squeeze(1)) for mask in masks)]
     batch = generator.describe(statistics_of(rows, task.support.ways))
     accuracy = _baseline_accuracy(task, batch.base[1:], masks)
     hint = torch.zeros_like(batch.base) if batch.hint is None else batch.hint

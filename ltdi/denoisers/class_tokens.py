@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ltdi.errors import InvalidConfig
 from ltdi.schedule import Schedule
 
-Mix = Callable[[Tensor, Tensor], Tensor]
+Mix = Callable[[Tensor, Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,9 @@ class ClassTokens(nn.Module):
     def waypoint(self, x: Tensor, t: int, condition: Condition) -> Tensor:
         """The network's answer: the waypoint that step t leads to, `[B, N, D + 1]`."""
         state = F.linear(x, self.read_x.weight) + condition.tokens + self.shift[t]
-        return self._answer(self._step(state, self.gain[t], self.last), t, condition)
+        for layer, gain in zip(self.layers, self.gain[t], strict=False):
+            state = layer(state, gain)
+        return self._answer(self.last(state, self.gain[t, -1]), t, condition)
 
     def forward(self, x: Tensor, t: int, condition: Condition) -> Tensor:
         """eps_phi at x `[B, N, D + 1]` and step t, `[B, N, D + 1]`."""
@@ -115,7 +117,7 @@ class ClassTokens(nn.Module):
         """
         batch, ways, size = x.shape
         fused, drift = self._fuse()
-        gains, last = self.gain.unbind(), self.last.bound()
+        gains, last, own_gains = self.gain.unbind(), self.last.bound(), self.gain[:, -1].unbind()
         tokens = condition.tokens.flatten(0, 1)
         drift = torch.addcmul(drift, 1 - self.keep[:, None, None], tokens)  # [T + 1, B N, width]
         if condition.hint is not None:
@@ -125,15 +127,19 @@ class ClassTokens(nn.Module):
         steps, drifts = self.schedule.posterior_factors, drift.unbind()
         for t in range(self.schedule.steps, 1, -1):
             keep, move = steps[t]
-            held = self._step(u.view(batch, ways, -1), gains[t], last)
-            u = torch.addmm(u, held.view(batch * ways, -1), fused, beta=keep, alpha=move).add_(drifts[t])
-        return self._answer(self._step(u.view(batch, ways, -1), gains[1], last), 1, condition)
+            held = last(self._inner(u, gains[t], ways), own_gains[t], ways)
+            u = torch.addmm(u, held, fused, beta=keep, alpha=move).add_(drifts[t])
+        held = last(self._inner(u, gains[1], ways), own_gains[1], ways)
+        return self._answer(held.view(batch, ways, -1), 1, condition)
 
-    def _step(self, state: Tensor, gain: Tensor, last: Mix) -> Tensor:
-        """What the last layer holds at a state `[B, N, width]`: `[B, N, 4 width]`, bounded whatever the state is."""
+    def _inner(self, state: Tensor, gain: Tensor, ways: int) -> Tensor:
+        """A state `[B N, width]` after all layers but the last."""
+        if not self.layers:
+            return state
+        state = state.unflatten(0, (-1, ways))
         for layer, own in zip(self.layers, gain, strict=False):
             state = layer(state, own)
-        return last(state, gain[-1])
+        return state.flatten(0, 1)
 
     def _answer(self, held: Tensor, t: int, condition: Condition) -> Tensor:
         answer = F.linear(held, self.answer.weight, self.answer.bias)
@@ -179,20 +185,24 @@ class Mixer(nn.Module):
             h: `[B, N, width]`.
             gain: `[width]`, the normalisation's, instead of its own (FiLM by t).
         """
-        return self.bound()(h, self.norm.weight if gain is None else gain)
+        ways = h.shape[1]
+        return self.bound()(h.flatten(0, 1), self.norm.weight if gain is None else gain, ways).unflatten(0, (-1, ways))
 
     def bound(self) -> Mix:
-        """The same as a function of h and gain, its parameters looked up once: at these sizes that is what costs."""
+        """The same as a function of h `[B N, width]`, gain and N, its parameters looked up once.
+
+        The last layer holds what is bounded whatever h is. At these sizes calls are what costs.
+        """
         bias, weight, shift, heads = self.norm.bias, self.project.weight, self.project.bias, self.heads
 
-        def mix(h: Tensor, gain: Tensor) -> Tensor:
-            batch, ways, width = h.shape
+        def mix(h: Tensor, gain: Tensor, ways: int) -> Tensor:
+            rows, width = h.shape
             normal = torch.layer_norm(h, (width,), gain, bias)
             inner = F.linear(normal, weight, shift)
-            qkv = inner[..., : 3 * width].view(batch, ways, 3, heads, -1)
+            qkv = inner[:, : 3 * width].view(rows // ways, ways, 3, heads, -1)
             mixed = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4).unbind())
-            mixed = mixed.transpose(1, 2).reshape(batch, ways, width)
-            return torch.cat((normal, mixed, F.silu(inner[..., 3 * width :])), dim=-1)
+            mixed = mixed.transpose(1, 2).reshape(rows, width)
+            return torch.cat((normal, mixed, F.silu(inner[:, 3 * width :])), dim=1)
 
         return mix
 
