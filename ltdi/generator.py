@@ -231,10 +231,10 @@ class FlatGenerator(nn.Module):
     def chain(self, tasks: TaskBatch, noise: Tensor, observer: Observer | None = None) -> Tensor:
         """x_0 `[B, P]` from x_T of the same shape.
 
-        In evaluation tasks go one by one: convolutions give a task other bytes in other company.
+        Without an observer tasks go one by one: convolutions give a task other bytes in other company.
         """
         condition = tasks.embedding.flatten(1)
-        size = len(noise) if self.training or observer is not None else 1
+        size = 1 if observer is None else len(noise)
         parts = [
             sample(lambda x, t, c=c: self.denoiser(x, t, c), x, self.schedule, observer)
             for x, c in zip(noise.split(size), condition.split(size), strict=True)

@@ -185,7 +185,7 @@ class Timer:
 
 @dataclass(frozen=True)
 class _Row:
-    """One member of a batch: a whole task or what remains of it without a fold."""
+    """One member of a batch: a whole task, or the examples `kept` of it without a fold."""
 
     task: FeatureTask
     kept: Tensor | None = None
@@ -379,8 +379,7 @@ def verify_head(head: Head, features: Tensor) -> None:
 @torch.inference_mode()
 def embed_tasks(generator: Generator, task: FeatureTask, bundle_digest: str) -> TaskEmbedding:
     """The task embedding of one task, with its baseline's accuracy on folds."""
-    masks = folds(task.canonical.class_index, task.support.ways)
-    rows = [_Row(task), *(_Row(task, (~mask).nonzero().squeeze(1)) for mask in masks)]
+    rows, (masks,) = _rows([task], [Options()])
     batch = generator.describe(statistics_of(rows, task.support.ways))
     accuracy = _baseline_accuracy(task, batch.base[1:], masks)
     hint = torch.zeros_like(batch.base) if batch.hint is None else batch.hint

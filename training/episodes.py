@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ltdi.views import all_views, summarise, warp
-from training.augment import new_class_matrices
+from ltdi.views import all_views, summarise
 from training.data.dataset import ClassImages
 
 
@@ -70,25 +69,14 @@ def embed_all(body: nn.Module, data: ClassImages, batch: int = 1000) -> Tensor:
 
 
 @torch.inference_mode()
-def embed_bank(
-    body: nn.Module, data: ClassImages, maps: Tensor, changed_by: int | None = None, batch: int = 200
-) -> Tensor:
+def embed_bank(body: nn.Module, data: ClassImages, maps: Tensor, batch: int = 200) -> Tensor:
     """Features of every image with mean and spread of its views, `[classes, images, 3, D]`; `[..., 1, D]` without maps.
 
     Args:
         maps: `[V, 2, 3]`, of the views.
-        changed_by: a seed by which every class is first turned into another one, which the body has not seen: its
-            one-shot mistakes on such classes are like those on classes to come.
     """
-    classes, drawings = data.images.shape[:2]
-    chance = torch.Generator().manual_seed(changed_by or 0)
-    turned = iter(new_class_matrices(classes, chance).repeat_interleave(drawings, dim=0).split(batch))
-
-    def change(pixels: Tensor) -> Tensor:
-        return pixels if changed_by is None else warp(pixels, next(turned))
 
     def embed(pixels: Tensor) -> Tensor:
-        pixels = change(pixels)
         features = body(pixels)
         if not len(maps):
             return features.unsqueeze(1)

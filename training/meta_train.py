@@ -47,9 +47,6 @@ class MetaTrainConfig:
         one_shot_splits, many_shot_splits: how many times each batch is split into support and queries,
             with one example a class and with two or more.
         lr: peak learning rate of AdamW, cosine to zero.
-        new_classes: how many times all classes are changed as wholes too (`new_class_matrices`), so that there are
-            classes which the body has not seen.
-        old_classes: whether the classes themselves are used beside them.
         blind: share of splits whose examples have no views, as a caller's features have none.
         ridge_features, ridge_views: penalties of the estimators of class means, in units of the variance of
             what they see.
@@ -64,8 +61,6 @@ class MetaTrainConfig:
     one_shot_splits: int = 2
     many_shot_splits: int = 1
     lr: float = 1e-3
-    new_classes: int = 0
-    old_classes: bool = True
     blind: float = 0.5
     ridge_features: float = 0.3
     ridge_views: float = 0.01

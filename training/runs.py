@@ -84,26 +84,14 @@ class Workspace:
         images = self.experiment.load(self.data, part)
         return self._kept(f"features-{part}", body, images, lambda: embed_all(body, images))
 
-    def bank(self, body: nn.Module, part: str, changed_by: int | None = None) -> Tensor:
-        """Features with what views say of them, `[classes, drawings, 3, D]`, kept; `[classes, drawings, 1, D]` without.
+    def bank(self, body: nn.Module, part: str) -> Tensor:
+        """Features with what views say of them, `[classes, drawings, 3, D]`, kept; `[classes, drawings, 1, D]` without."""
+        return self.bank_of(body, self.experiment.load(self.data, part), part)
 
-        Args:
-            changed_by: a seed by which classes are turned into others first.
-        """
-        name = f"{part}{'' if changed_by is None else f'-changed{changed_by}'}"
-        return self.bank_of(body, self.experiment.load(self.data, part), name, changed_by)
-
-    def bank_of(self, body: nn.Module, images: ClassImages, name: str, changed_by: int | None = None) -> Tensor:
+    def bank_of(self, body: nn.Module, images: ClassImages, name: str) -> Tensor:
         """The bank of any images, kept under `name`."""
         maps = self.view_maps
-        name = f"bank{self.experiment.views}-{name}"
-        return self._kept(name, body, images, lambda: embed_bank(body, images, maps, changed_by))
-
-    def training_bank(self, body: nn.Module) -> Tensor:
-        """The bank that a generator of the `default` recipe is trained on: classes as they are, and changed ones."""
-        config = self.experiment.meta_train
-        old = [self.bank(body, "train")] if config.old_classes else []
-        return torch.cat([*old, *(self.bank(body, "train", seed) for seed in range(config.new_classes))])
+        return self._kept(f"bank{self.experiment.views}-{name}", body, images, lambda: embed_bank(body, images, maps))
 
     @property
     def view_maps(self) -> Tensor:

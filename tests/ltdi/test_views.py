@@ -16,6 +16,8 @@ from ltdi.views import all_views, summarise, warp
 from tests.conftest import make_bundle
 from tests.ltdi.test_pipeline import row_bytes, task_bytes
 from training.augment import view_maps
+from training.data.dataset import ClassImages
+from training.episodes import embed_bank
 
 IDENTITY = torch.eye(3)[:2]
 
@@ -96,3 +98,12 @@ def test_a_bundle_with_views_survives_its_files(viewing: Bundle, images: Tensor,
     viewing.save(tmp_path / "again")
     again = ltdi.load_bundle(tmp_path / "again", device="cpu")
     assert row_bytes(again.generate(images, labels)) == row_bytes(viewing.generate(images, labels))
+
+
+def test_a_training_bank_holds_what_a_bundle_sees_of_an_example(viewing: Bundle, images: Tensor, labels: list[str]) -> None:
+    data = ClassImages(images.unflatten(0, (3, 4)), ["ka", "ra", "ta"])
+    bank = embed_bank(viewing.body, data, viewing.generator.view_maps).flatten(0, 1)
+    task = viewing._feature_task(viewing.support(images, labels))
+    order = task.canonical.example_order
+    torch.testing.assert_close(bank[order, 0], task.features, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(bank[order, 1:], task.views, atol=1e-4, rtol=1e-4)

@@ -44,13 +44,20 @@ def test_a_tiny_config_goes_the_whole_way(name: str, tmp_path, capsys) -> None:
     assert main(["prepare", *common]) == 0
     assert main(["meta-train", *common]) == 0
     assert main(["export", *common, "--out", str(bundle)]) == 0
-    assert main(["evaluate", *common, "--bundle", str(bundle), "--episodes", "20", "--results", str(tmp_path)]) == 0
+    measure = ["evaluate", *common, "--bundle", str(bundle), "--episodes", "20", "--results", str(tmp_path)]
+    assert main([*measure, "--part", "val"]) == 0 and not (bundle / "card.json").exists()
+    assert main(measure) == 0
     assert "| generated head |" in capsys.readouterr().out
     result = json.loads((tmp_path / f"{name}.json").read_text())
     loaded = ltdi.load_bundle(bundle)
     assert result["bundle_digest"] == loaded.digest == loaded.card["bundle_digest"]
     assert len(result["columns"]) == COLUMN_OF[name]
+    ladder = loaded.card["validation_difference_by_eq2_weight"]
+    assert list(ladder) == (["0.01"] if name == "tiny" else [])
     if name == "tiny":
+        on_validation = json.loads((tmp_path / "tiny-val.json").read_text())["columns"]
+        assert ladder["0.01"] == {column["protocol"]: column["difference"] for column in on_validation}
+        assert "| 0.01 |" in (bundle / "card.md").read_text()
         elsewhere = ["--bundle", str(bundle), "--episodes", "5", "--results", str(tmp_path), "--on", "digits"]
         card = (bundle / "card.json").read_bytes()
         assert main(["evaluate", *common, *elsewhere]) == 0
