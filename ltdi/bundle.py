@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ltdi.bodies.loader import BodyConfig, build_body
+from ltdi.bodies.loader import Body, BodyConfig, build_body
 from ltdi.codec import Layout, Standardiser
 from ltdi.config import from_json, to_json
 from ltdi.denoisers.class_tokens import ClassTokensConfig
+from ltdi.denoisers.geometry import GeometryConfig
 from ltdi.denoisers.unet import UNetConfig
 from ltdi.errors import (
     BundleNotFound,
@@ -28,7 +29,7 @@ from ltdi.errors import (
     UnsupportedInput,
 )
 from ltdi.files import digest, parse_json, read_safetensors, write_bytes, write_json, write_safetensors
-from ltdi.generator import Calibration, FlatGenerator, Generator, ResidualGenerator
+from ltdi.generator import Calibration, FlatGenerator, Generator, GeometryGenerator, ResidualGenerator
 from ltdi.heads import Head
 from ltdi.images import prepare_images
 from ltdi.pipeline import (
@@ -42,11 +43,11 @@ from ltdi.pipeline import (
     generate_heads,
 )
 from ltdi.schedule import ScheduleConfig
-from ltdi.support import Limits, SupportSet
+from ltdi.support import Items, Limits, SupportSet, take
 from ltdi.views import all_views, summarise
 
 FORMAT_VERSION = 2
-RECIPES = ("default", "paper")
+RECIPES = ("default", "paper", "geometry")
 MAX_FEATURE = 1e6  # far beyond any body's features; squares and sums of what lies within stay finite
 MAX_VIEWS = 64
 CONFIG, WEIGHTS, DIGEST, CARD = "config.json", "weights.safetensors", "digest", "card.json"
@@ -57,7 +58,8 @@ class BundleConfig:
     """What a bundle is; stored with it, and enough to build its modules.
 
     Args:
-        head_sizes: `(D, N)` is open in N for the `default` recipe, where N is 0; `(D, H, N)` for `paper`.
+        head_sizes: `(D, N)` is open in N for the `default` and `geometry` recipes, where N is 0, and in D where D is 0;
+            `(D, H, N)` for `paper`.
         fallback_margin: by how much the baseline must lead on the folds to be returned instead.
         views: V, how many changed copies of each example image the generator sees beside it.
     """
@@ -69,6 +71,7 @@ class BundleConfig:
     schedule: ScheduleConfig = ScheduleConfig()
     class_tokens: ClassTokensConfig | None = None
     unet: UNetConfig | None = None
+    geometry: GeometryConfig | None = None
     head_sizes: tuple[int, ...] = (256, 0)
     limits: Limits = Limits()
     calibration: Calibration = Calibration()
@@ -82,6 +85,10 @@ class BundleConfig:
 
 def build_generator(config: BundleConfig) -> Generator:
     """A generator with fresh parameters, as `config` says."""
+    if config.recipe == "geometry":
+        if config.geometry is None:
+            raise InvalidConfig("the geometry recipe needs `geometry`", field="geometry")
+        return GeometryGenerator(config.schedule, config.geometry, config.calibration)
     size = config.head_sizes[0]
     centre, scale = torch.zeros(size), torch.ones(size)
     if config.recipe == "default":
@@ -119,7 +126,7 @@ class Bundle:
     """
 
     def __init__(
-        self, config: BundleConfig, body: nn.Module, generator: Generator, *, digest: str = "", card: dict | None = None,
+        self, config: BundleConfig, body: Body, generator: Generator, *, digest: str = "", card: dict | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         self.config, self.digest, self.card = config, digest, card or {}
@@ -129,75 +136,109 @@ class Bundle:
 
     name = property(lambda self: self.config.name, doc="The bundle's name.")
     limits = property(lambda self: self.config.limits, doc="What it takes in one task.")
-    feature_size = property(lambda self: self.config.head_sizes[0], doc="D, the size of features.")
-    input_kinds = property(lambda self: ("images", "features"), doc="What an example may be.")
+    feature_size = property(lambda self: self.config.head_sizes[0], doc="D, the size of features; 0 where it takes any.")
+
+    @property
+    def input_kinds(self) -> tuple[str, ...]:
+        """What an example may be."""
+        return {"images": ("images", "features"), "text": ("texts", "features"), "features": ("features",)}[self.body.kind]
+
+    @property
+    def takes_descriptions(self) -> bool:
+        """Whether it uses descriptions of classes, and a pool."""
+        return self.config.recipe == "geometry"
 
     @property
     def fixed_ways(self) -> int | None:
         """The only number of classes it takes; None where it takes any."""
         return self.config.head_sizes[-1] or None
 
-    def prepare(self, inputs: Any) -> Tensor:
+    def prepare(self, inputs: Any, *, field: str = "support", truncate: bool = False) -> Items:
         """Examples in the one form that digests and the body see.
 
         Args:
-            inputs: features (a float array or tensor `[M, D]`), or images as `ltdi.images.prepare_images` takes them.
+            inputs: features (a float array or tensor `[M, D]`), or what the bundle's body reads: texts, or images as
+                `ltdi.images.prepare_images` takes them.
+            field: where they stand, for errors.
+            truncate: shorten texts that are too long instead of refusing them.
 
         Returns:
-            `[M, D]` float32 features or `[M, S, S]` uint8 images.
+            `[M, D]` float32 features, `[M, S, S]` uint8 images, or M texts.
 
         Raises:
-            InvalidFeatures, InvalidImage: what is wrong with them.
+            InvalidFeatures, InvalidImage, InvalidText: what is wrong with them.
+            UnsupportedInput: what this body does not read.
         """
-        if isinstance(inputs, np.ndarray) and inputs.dtype == object:
+        if isinstance(inputs, np.ndarray) and inputs.dtype.kind in ("OU" if self.body.kind == "text" else "O"):
             inputs = inputs.tolist()
         if isinstance(inputs, Tensor | np.ndarray) and inputs.ndim <= 2:
-            return self._features(_tensor(inputs))
+            return self._features(_tensor(inputs), field)
         if isinstance(inputs, Sequence) and inputs and isinstance(inputs[0], Tensor | np.ndarray) and inputs[0].ndim == 1:
-            return self._feature_rows(inputs)
-        return prepare_images(inputs, self.config.body.image_size)
+            return self._feature_rows(inputs, field)
+        if self.body.kind == "text":
+            return self._texts(inputs, field, truncate)
+        if self.body.kind == "images":
+            return prepare_images(inputs, self.config.body.image_size)
+        raise UnsupportedInput(f"bundle {self.name!r} takes features only; send floats [M, D]", field=field)
 
-    def _feature_rows(self, rows: Sequence[Any]) -> Tensor:
+    def _texts(self, inputs: Any, field: str, truncate: bool) -> tuple[str, ...]:
+        if isinstance(inputs, str) or not isinstance(inputs, Sequence):
+            raise UnsupportedInput(
+                f"bundle {self.name!r} takes a list of texts, or features; this is a {type(inputs).__name__}", field=field
+            )
+        return self.body.prepare(inputs, field, truncate)
+
+    def _feature_rows(self, rows: Sequence[Any], field: str) -> Tensor:
+        size = self.feature_size or len(rows[0])
         for i, row in enumerate(rows):
-            if not isinstance(row, Tensor | np.ndarray) or row.shape != (self.feature_size,):
+            if not isinstance(row, Tensor | np.ndarray) or row.shape != (size,):
                 raise InvalidFeatures(
                     f"item {list(getattr(row, 'shape', []))} is not a feature; "
-                    f"bundle {self.name!r} takes floats [{self.feature_size}]",
-                    field=f"support/{i}",
+                    f"bundle {self.name!r} takes floats [{size}]",
+                    field=f"{field}/{i}",
                 )
-        return self._features(torch.stack([_tensor(row) for row in rows]))
+        return self._features(torch.stack([_tensor(row) for row in rows]), field)
 
-    def _features(self, features: Tensor) -> Tensor:
-        if features.ndim != 2 or features.shape[1] != self.feature_size or not features.is_floating_point():
+    def _features(self, features: Tensor, field: str) -> Tensor:
+        wrong_size = features.ndim == 2 and self.feature_size not in (0, features.shape[1])
+        if features.ndim != 2 or wrong_size or not features.shape[1] or not features.is_floating_point():
             raise InvalidFeatures(
                 f"features have shape {list(features.shape)} and type {features.dtype}; "
-                f"bundle {self.name!r} takes floats [M, {self.feature_size}]",
-                field="support",
+                f"bundle {self.name!r} takes floats [M, {self.feature_size or 'D'}]",
+                field=field,
             )
         if not torch.isfinite(features).all():
-            raise InvalidFeatures("the features hold NaN or infinity; every number must be finite", field="support")
+            raise InvalidFeatures("the features hold NaN or infinity; every number must be finite", field=field)
         if (features.abs() > MAX_FEATURE).any():
             raise InvalidFeatures(
                 f"a feature is {float(features.abs().max()):.3g}; every number must lie within +-{MAX_FEATURE:g}",
-                field="support",
+                field=field,
             )
         return features.detach().cpu().to(torch.float32).contiguous()
 
     def support(
-        self, inputs: Any, labels: Sequence[str], *, classes: Sequence[str] | None = None,
-        descriptions: Mapping[str, str] | None = None, unlabelled: Any = None,
+        self, inputs: Any = (), labels: Sequence[str] = (), *, classes: Sequence[str] | None = None,
+        descriptions: Mapping[str, Any] | None = None, unlabelled: Any = None, truncate: bool = False,
     ) -> SupportSet:
         """A checked task of this bundle.
 
         Raises:
             InvalidInput: any of its subclasses, with the field and the remedy.
         """
-        for name, value in (("descriptions", descriptions), ("unlabelled", unlabelled)):
-            if value is not None and len(value):
-                raise UnsupportedInput(
-                    f"bundle {self.name!r} does not use {name}; leave them out", field=name
-                )
-        task = SupportSet.of(self.prepare(inputs), labels, classes=classes, limits=self.limits)
+        if not self.takes_descriptions:
+            for name, value in (("descriptions", descriptions), ("unlabelled", unlabelled)):
+                if value is not None and len(value):
+                    raise UnsupportedInput(f"bundle {self.name!r} does not use {name}; leave them out", field=name)
+            descriptions = unlabelled = None
+        described = self._descriptions(descriptions, truncate)
+        pool = None
+        if unlabelled is not None and len(unlabelled):
+            pool = self.prepare(unlabelled, field="unlabelled", truncate=truncate)
+        prepared = self._examples(inputs, described, pool, truncate)
+        self._check_sizes(prepared, described, pool)
+        task = SupportSet.of(
+            prepared, labels, classes=classes, limits=self.limits, descriptions=described, unlabelled=pool
+        )
         if self.fixed_ways not in (None, task.ways):
             raise UnsupportedInput(
                 f"the task has {task.ways} classes; bundle {self.name!r} makes heads of {self.fixed_ways} classes only",
@@ -205,17 +246,59 @@ class Bundle:
             )
         return task
 
+    def _examples(self, inputs: Any, described: Mapping[str, Any], pool: Items | None, truncate: bool) -> Items:
+        """Prepared examples; where there are none, an empty one of the kind that the rest of the task has."""
+        if inputs is not None and len(inputs):
+            return self.prepare(inputs, truncate=truncate)
+        if not self.takes_descriptions:
+            return self.prepare(() if inputs is None else inputs)
+        vectors = [part for part in (pool, *described.values()) if isinstance(part, Tensor)]
+        if vectors:
+            return torch.zeros(0, vectors[0].shape[-1])
+        return () if self.body.kind == "text" else torch.zeros(0, self.feature_size)
+
+    def _descriptions(self, descriptions: Mapping[str, Any] | None, truncate: bool) -> dict[str, str | Tensor]:
+        prepared: dict[str, str | Tensor] = {}
+        for label, value in (descriptions or {}).items():
+            field = f"descriptions/{label}"
+            if isinstance(value, Tensor | np.ndarray):
+                prepared[label] = self._features(_tensor(value).unsqueeze(0), field)[0]
+            elif self.body.kind == "text":
+                prepared[label] = self.body.prepare([value], field, truncate)[0]
+            else:
+                raise UnsupportedInput(
+                    f"bundle {self.name!r} reads no text; give descriptions as features [D], or leave them out",
+                    field="descriptions",
+                )
+        return prepared
+
+    def _check_sizes(self, inputs: Items, described: Mapping[str, Any], pool: Items | None) -> None:
+        """All features of a task are of one size."""
+        if not isinstance(inputs, Tensor) or inputs.ndim > 2:
+            return
+        size = inputs.shape[-1]
+        others = {"unlabelled": pool} | {f"descriptions/{label}": value for label, value in described.items()}
+        for field, part in others.items():
+            if isinstance(part, Tensor) and part.shape[-1] != size:
+                raise InvalidFeatures(
+                    f"features of {field} have size {part.shape[-1]}; those of the examples {size}", field=field
+                )
+
     @torch.inference_mode()
-    def embed(self, images: Any) -> Tensor:
-        """Features of images, `[M, D]`, float32 on the CPU; features come back as they are.
+    def embed(self, inputs: Any, *, truncate: bool = False) -> Tensor:
+        """Features `[M, D]` of texts or images, float32 on the CPU; features come back as they are.
 
         Args:
-            images: as for `prepare`.
+            inputs: as for `prepare`.
         """
-        prepared = self.prepare(images)
+        return self._embed(self.prepare(inputs, truncate=truncate)).cpu()
+
+    def _embed(self, prepared: Items) -> Tensor:
+        if not isinstance(prepared, Tensor):
+            return self.body.embed(prepared)
         if prepared.dtype == torch.float32:
-            return prepared
-        return self._embed_pixels(self._pixels(prepared)).cpu()
+            return prepared.to(self.device)
+        return self._embed_pixels(self._pixels(prepared))
 
     def _pixels(self, prepared: Tensor) -> Tensor:
         return prepared.unsqueeze(1).float() / 255
@@ -226,30 +309,54 @@ class Bundle:
 
     @torch.inference_mode()
     def _feature_task(self, support: SupportSet) -> FeatureTask:
-        ordered = support.inputs[support.canonical.example_order]
+        ordered = take(support.inputs, support.canonical.example_order)
+        if self.takes_descriptions:
+            return self._whole_task(support, ordered)
         if ordered.dtype == torch.float32 or not self.generator.wants_views(len(ordered), support.ways):
-            return FeatureTask(support, self.embed(ordered).to(self.device))
+            return FeatureTask(support, self._embed(ordered))
         pixels = self._pixels(ordered)
         features = self._embed_pixels(pixels)
         views = self._embed_pixels(all_views(pixels, self.generator.view_maps.cpu()))
         seen = summarise(features, views.unflatten(0, (len(features), -1)))
         return FeatureTask(support, features, seen[:, 1:])
 
+    def _whole_task(self, support: SupportSet, ordered: Items) -> FeatureTask:
+        """Features of examples, descriptions and pool, each part embedded by itself."""
+        canonical = support.canonical
+        features = self._embed(ordered)
+        names = named = pool = None
+        if support.descriptions:
+            given = [support.descriptions.get(support.classes[row]) for row in canonical.class_order.tolist()]
+            named = torch.tensor([value is not None for value in given])
+            texts = [value for value in given if isinstance(value, str)]
+            embedded = iter(self._embed(tuple(texts))) if texts else iter(())
+            empty = torch.zeros(features.shape[-1])
+            names = torch.stack([
+                (empty if value is None else next(embedded) if isinstance(value, str) else value).to(self.device)
+                for value in given
+            ])  # fmt: skip
+        if support.unlabelled is not None:
+            pool = self._embed(take(support.unlabelled, canonical.pool_order))
+        return FeatureTask(support, features, names=names, named=named, pool=pool)
+
     def generate(
-        self, inputs: Any, labels: Sequence[str], *, seed: int = 0, classes: Sequence[str] | None = None,
-        descriptions: Mapping[str, str] | None = None, unlabelled: Any = None, draws: int = 1, check: bool = True,
-        fallback: str = "baseline", on_stage: OnStage | None = None,
+        self, inputs: Any = (), labels: Sequence[str] = (), *, seed: int = 0, classes: Sequence[str] | None = None,
+        descriptions: Mapping[str, Any] | None = None, unlabelled: Any = None, draws: int = 1, check: bool = True,
+        fallback: str = "baseline", truncate: bool = False, on_stage: OnStage | None = None,
     ) -> Head:
-        """The head of a task.
+        """The head of a task, from whatever there is of it.
 
         Args:
-            inputs: images or features, one for each label.
+            inputs: texts, images or features, one for each label; any number for a class, also none.
             labels: any strings.
+            descriptions: label to a name or sentence, or to its features `[D]`, where the bundle uses them.
+            unlabelled: items of the same kind as `inputs`, of any class or of none, where the bundle uses them.
             seed: of the noise; the same seed gives the same bytes.
             classes: the order of the head's rows; sorted labels where absent.
             draws: chains to average.
             check: measure `head.support_accuracy` on at most five folds.
             fallback: `baseline` returns the baseline where the folds say that it is clearly better; `none` never.
+            truncate: shorten texts that are too long instead of refusing them.
             on_stage: told the seconds of `embed`, `sample` and `check`.
 
         Raises:
@@ -258,7 +365,7 @@ class Bundle:
         """
         options = Options(seed=seed, draws=draws, check=check, fallback=fallback)
         support = self.support(
-            inputs, labels, classes=classes, descriptions=descriptions, unlabelled=unlabelled
+            inputs, labels, classes=classes, descriptions=descriptions, unlabelled=unlabelled, truncate=truncate
         )
         return self.generate_many([HeadRequest(support, options)], on_stage=on_stage)[0]
 

@@ -60,6 +60,12 @@ class InvalidImage(InvalidInput):
     code = "image-invalid"
 
 
+class InvalidText(InvalidInput):
+    """A text that is empty, no string, or longer than the body reads."""
+
+    code = "text-invalid"
+
+
 class UnsupportedInput(InvalidInput):
     """A kind of input that this bundle's body does not read."""
 
@@ -82,6 +88,12 @@ class BundleNotFound(LtDiError):
     """No bundle has this name, and no folder lies at this path."""
 
     code = "bundle-not-found"
+
+
+class BodyMissing(LtDiError):
+    """The bundle's body is not installed on this machine; the message says how to get it."""
+
+    code = "body-missing"
 
 
 class DamagedFile(LtDiError):

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from ltdi import baselines
 from ltdi.codec import Layout, Standardiser
 from ltdi.denoisers.class_tokens import ClassTokens, ClassTokensConfig
+from ltdi.denoisers.geometry import Geometry, GeometryConfig, GeometryTask, describe
 from ltdi.denoisers.unet import UNet, UNetConfig
 from ltdi.embedding import ClassStatistics, embed_task, token_size
 from ltdi.errors import InvalidConfig
 from ltdi.estimator import MeanEstimator
+from ltdi.experts import TaskItems
 from ltdi.sampler import Observer, sample
 from ltdi.schedule import Schedule, ScheduleConfig
 
@@ -73,7 +75,25 @@ class Calibration:
         return [math.log(row.shots) for row in self.rows], [float(getattr(row, field)) for row in self.rows]
 
 
-class ResidualGenerator(nn.Module):
+class OneLayer(nn.Module):
+    """What generators of heads of one layer, `[N, D + 1]`, have in common."""
+
+    normalise = "none"
+
+    def layers(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of the head's layers, of one task's weights `[N, D + 1]`, rows as given."""
+        return [(weights[:, :-1], weights[:, -1])]
+
+    def reorder(self, weights: Tensor, rows: Tensor) -> Tensor:
+        """The weights `[N, D + 1]` with their class rows taken in the order of `rows` `[N]`."""
+        return weights[rows]
+
+    def logits(self, weights: Tensor, features: Tensor) -> Tensor:
+        """`[B, Q, N]` of features `[B, Q, D]` under weights `[B, N, D + 1]`."""
+        return baselines.logits(weights, features)
+
+
+class ResidualGenerator(OneLayer):
     """The `default` recipe: a residual to the baseline, a token per class, any number of ways.
 
     Args:
@@ -140,7 +160,7 @@ class ResidualGenerator(nn.Module):
             return in_metric
         return torch.where(several[:, None, None], in_metric, baselines.nearest_mean(means))
 
-    def noise_shape(self, ways: int) -> tuple[int, ...]:
+    def noise_shape(self, ways: int, feature_size: int = 0) -> tuple[int, ...]:
         """Of x_T for one task: `(N, D + 1)`."""
         return ways, len(self.codec.scale)
 
@@ -167,17 +187,57 @@ class ResidualGenerator(nn.Module):
         strength = self.calibration.at(counts, "strength").to(x).unsqueeze(-1)
         return torch.addcmul(base, strength, self.codec.decode(x))
 
-    def layers(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Weight and bias of the head's layers, of one task's weights `[N, D + 1]`, rows as given."""
-        return [(weights[:, :-1], weights[:, -1])]
 
-    def reorder(self, weights: Tensor, rows: Tensor) -> Tensor:
-        """The weights `[N, D + 1]` with their class rows taken in the order of `rows` `[N]`."""
-        return weights[rows]
+class GeometryGenerator(OneLayer):
+    """The `geometry` recipe: closed forms of the task mixed and carried on, for any encoder.
 
-    def logits(self, weights: Tensor, features: Tensor) -> Tensor:
-        """`[B, Q, N]` of features `[B, Q, D]` under weights `[B, N, D + 1]`."""
-        return baselines.logits(weights, features)
+    It takes names of classes and a pool beside examples, and sees similarities alone. Tasks go one by one: they
+    share no size.
+    """
+
+    recipe = "geometry"
+    normalise = "l2"
+    has_views = False
+
+    def __init__(
+        self, schedule: ScheduleConfig, denoiser: GeometryConfig, calibration: Calibration | None = None
+    ) -> None:
+        super().__init__()
+        self.schedule = Schedule(schedule)
+        self.denoiser = Geometry(denoiser, self.schedule)
+        self.calibration = calibration or Calibration()
+
+    def wants_views(self, examples: int, ways: int) -> bool:
+        """Never."""
+        return False
+
+    def noise_shape(self, ways: int, feature_size: int = 0) -> tuple[int, ...]:
+        """Of x_T for one task: `(N, D + 1)`."""
+        return ways, feature_size + 1
+
+    def describe_items(self, items: TaskItems) -> GeometryTask:
+        """A task as the chain sees it, in float32 on the device of its features."""
+        return describe(items)
+
+    def chain(self, task: GeometryTask, noise: Tensor, observer: Observer | None = None) -> Tensor:
+        """x_0 `[N, D + 1]` of one task, from x_T of the same shape: Eq. 1 in the form of Eq. 7."""
+        if observer is not None:
+            return sample(lambda x, t: self.denoiser(x, t, task), noise, self.schedule, observer)
+        x = noise
+        for t in range(self.schedule.steps, 0, -1):
+            keep, move = self.schedule.posterior_factors[t]
+            x = keep * x + move * self.denoiser.standardised_waypoint(x, t, task)
+        return x
+
+    def generate_one(self, task: GeometryTask, noise: Tensor, observer: Observer | None = None) -> Tensor:
+        """The head `[N, D + 1]` of one task; the mean of x_0 over draws where there are several.
+
+        Args:
+            noise: `[draws, N, D + 1]`, x_T.
+        """
+        x = torch.stack([self.chain(task, one, observer) for one in noise]).mean(0)
+        strength = self.calibration.at(task.items.counts, "strength").to(x).unsqueeze(-1)
+        return task.base + strength * task.scale * x
 
 
 class FlatGenerator(nn.Module):
@@ -190,6 +250,7 @@ class FlatGenerator(nn.Module):
     """
 
     recipe = "paper"
+    normalise = "none"
 
     def __init__(
         self,
@@ -224,7 +285,7 @@ class FlatGenerator(nn.Module):
         embedding = (statistics.means - self.centre) / self.scale
         return TaskBatch(embedding, baselines.nearest_mean(statistics.means), statistics.counts)
 
-    def noise_shape(self, ways: int) -> tuple[int, ...]:
+    def noise_shape(self, ways: int, feature_size: int = 0) -> tuple[int, ...]:
         """Of x_T for one task: `(P,)`."""
         return (self.layout.length,)
 
@@ -259,7 +320,8 @@ class FlatGenerator(nn.Module):
         return self.layout.logits(weights, features)
 
 
-Generator = ResidualGenerator | FlatGenerator
+Generator = ResidualGenerator | FlatGenerator | GeometryGenerator
+BatchGenerator = ResidualGenerator | FlatGenerator
 
 
 def draw_noise(seed: int, draws: int, shape: Sequence[int]) -> Tensor:
@@ -292,7 +354,7 @@ class TaskBatch:
 
 
 def generate_weights(
-    generator: Generator, tasks: TaskBatch, noise: Tensor, observer: Observer | None = None
+    generator: BatchGenerator, tasks: TaskBatch, noise: Tensor, observer: Observer | None = None
 ) -> Tensor:
     """Weights of each task, `[B, ...]`; the mean of x_0 over draws where there are several.
 

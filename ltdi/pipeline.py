@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,12 +16,14 @@ from torch import Tensor
 from ltdi import baselines
 from ltdi.embedding import ClassStatistics, token_size
 from ltdi.errors import DamagedFile, GenerationFailed, InvalidInput, LimitExceeded, UnsupportedInput
+from ltdi.experts import TaskItems
 from ltdi.files import parse_json, read_safetensors
-from ltdi.generator import Generator, TaskBatch, draw_noise, generate_weights
+from ltdi.generator import Generator, GeometryGenerator, TaskBatch, draw_noise, generate_weights
 from ltdi.heads import Head, is_text, load_head
 from ltdi.support import CanonicalTask, SupportSet
 
 MAX_FOLDS = 5
+FEW_FOLDS = 2  # where tasks are not sampled as a batch, so that each fold costs as much as the head
 MAX_DRAWS = 64
 FALLBACKS = ("baseline", "none")
 TASK_FORMAT, TASK_VERSION = "ltdi.task", "2"
@@ -66,16 +69,28 @@ class FeatureTask:
         support: the checked task.
         features: `[M, D]`, in canonical order.
         views: `[M, 2, D]`, mean and spread of each example's views; None for features and for bundles without views.
+        names: `[N, D]`, features of the descriptions in canonical order of classes; None where there are none.
+        named: `[N]`, boolean: which classes have one.
+        pool: `[U, D]`, in canonical order; None where there is none.
     """
 
     support: SupportSet
     features: Tensor
     views: Tensor | None = None
+    names: Tensor | None = None
+    named: Tensor | None = None
+    pool: Tensor | None = None
 
     @property
     def canonical(self) -> CanonicalTask:
         """Its canonical order."""
         return self.support.canonical
+
+    @cached_property
+    def items(self) -> TaskItems:
+        """The same for generators that look at single items."""
+        index = self.canonical.class_index.to(self.features.device)
+        return TaskItems.of(self.features, index, self.support.ways, self.names, self.named, self.pool)
 
 
 @dataclass(frozen=True)
@@ -204,20 +219,31 @@ class _Row:
         index = self.task.canonical.class_index
         return index if self.kept is None else index[self.kept]
 
+    @property
+    def items(self) -> TaskItems:
+        return self.task.items if self.kept is None else self.task.items.kept(self.kept)
 
-def folds(class_index: Tensor, ways: int) -> list[Tensor]:
-    """Held-out examples, at most five sets: `[M]` boolean masks; none where no class has two examples.
 
-    Example j of a class is held out in fold j mod F, F = min(5, most examples of a class); a class
-    with a single example is never held out, so that every class stays in every fold.
+def folds(class_index: Tensor, ways: int, most: int = MAX_FOLDS, named: Tensor | None = None) -> list[Tensor]:
+    """Held-out examples, at most `most` sets: `[M]` boolean masks; none where no example can be spared.
+
+    Example j of a class is held out in fold j mod F, F = min(most, most examples of a class); the only example of a
+    class is never held out, unless the class has a description, so that every class stays in every fold.
+
+    Args:
+        named: `[N]`, boolean: which classes have a description.
     """
     counts = torch.bincount(class_index, minlength=ways)
-    count = min(MAX_FOLDS, int(counts.max()) if len(class_index) else 0)
+    spare = counts if named is None else counts + named.cpu()
+    largest = int(counts.max()) if len(class_index) else 0
+    count = min(most, max(largest, 2) if bool((spare[class_index] > 1).any()) else 0)
     if count < 2:
         return []
     starts = torch.cumsum(counts, 0) - counts
     place = torch.arange(len(class_index)) - starts[class_index]
-    held = (place % count == torch.arange(count).unsqueeze(1)) & (counts[class_index] > 1)
+    alone = counts[class_index] == 1
+    place = torch.where(alone, class_index, place)  # single examples take turns, class by class
+    held = (place % count == torch.arange(count).unsqueeze(1)) & (spare[class_index] > 1)
     return [mask for mask, some in zip(held, held.any(1).tolist(), strict=True) if some]
 
 
@@ -241,26 +267,39 @@ def generate_heads(
     heads: list[Head | None] = [None] * len(tasks)
     for (ways, *_), members in groups.items():
         with timer.stage("sample"):
-            rows, held = _rows([tasks[i] for i in members], [options[i] for i in members])
-            batch = generator.describe(statistics_of(rows, ways))
+            rows, held = _rows(generator, [tasks[i] for i in members], [options[i] for i in members])
             noise = _noise(generator, rows, [options[i] for i in _owners(members, held)], ways)
-            weights = generate_weights(generator, batch, noise.to(batch.base.device))
+            weights, base = _sampled(generator, rows, noise, ways)
         with timer.stage("check"):
             at = 0
             for i, masks in zip(members, held, strict=True):
                 rows_of_task = slice(at, at + 1 + len(masks))
                 at += 1 + len(masks)
                 heads[i] = _finish(
-                    generator, tasks[i], options[i], weights[rows_of_task], batch.base[rows_of_task], masks,
+                    generator, tasks[i], options[i], weights[rows_of_task], base[rows_of_task], masks,
                     facts, fallback_margin,
                 )
     return heads  # type: ignore[return-value]
 
 
-def _rows(tasks: Sequence[FeatureTask], options: Sequence[Options]) -> tuple[list[_Row], list[list[Tensor]]]:
+def _sampled(generator: Generator, rows: Sequence[_Row], noise: Tensor, ways: int) -> tuple[Tensor, Tensor]:
+    """Weights and baselines of the members of a batch, `[B, ...]` and `[B, N, D + 1]`."""
+    if isinstance(generator, GeometryGenerator):
+        described = [generator.describe_items(row.items) for row in rows]
+        made = [generator.generate_one(task, x.to(task.base)) for task, x in zip(described, noise, strict=True)]
+        return torch.stack(made), torch.stack([task.base for task in described])
+    batch = generator.describe(statistics_of(rows, ways))
+    return generate_weights(generator, batch, noise.to(batch.base.device)), batch.base
+
+
+def _rows(
+    generator: Generator, tasks: Sequence[FeatureTask], options: Sequence[Options]
+) -> tuple[list[_Row], list[list[Tensor]]]:
     rows, held = [], []
+    most = FEW_FOLDS if isinstance(generator, GeometryGenerator) else MAX_FOLDS
     for task, option in zip(tasks, options, strict=True):
-        masks = folds(task.canonical.class_index, task.support.ways) if option.check else []
+        index = task.canonical.class_index
+        masks = folds(index, task.support.ways, most, task.named) if option.check else []
         rows += [_Row(task), *(_Row(task, (~mask).nonzero().squeeze(1)) for mask in masks)]
         held.append(masks)
     return rows, held
@@ -286,15 +325,18 @@ def _noise(generator: Generator, rows: Sequence[_Row], options: Sequence[Options
     for row, option in zip(rows, options, strict=True):
         key = id(row.task), option.seed
         if key not in drawn:
-            drawn[key] = canonical_noise(generator, option, ways, row.task.canonical.noise_row)
+            size = row.task.features.shape[-1]
+            drawn[key] = canonical_noise(generator, option, ways, row.task.canonical.noise_row, size)
         stacked.append(drawn[key])
     return torch.stack(stacked)
 
 
-def canonical_noise(generator: Generator, option: Options, ways: int, noise_row: Tensor) -> Tensor:
+def canonical_noise(
+    generator: Generator, option: Options, ways: int, noise_row: Tensor, feature_size: int
+) -> Tensor:
     """x_T of one task, `[draws, ...]`, where the recipe has rows in the order of `noise_row` `[N]`."""
-    noise = draw_noise(option.seed, option.draws, generator.noise_shape(ways))
-    return noise[:, noise_row] if generator.recipe == "default" else noise
+    noise = draw_noise(option.seed, option.draws, generator.noise_shape(ways, feature_size))
+    return noise if generator.recipe == "paper" else noise[:, noise_row]
 
 
 def _finish(
@@ -334,6 +376,7 @@ def build_head(
     return Head(
         [(weight.float().cpu().contiguous(), bias.float().cpu().contiguous()) for weight, bias in layers],
         classes,
+        normalise=generator.normalise,
         temperature=temperature,
         metadata=facts
         | {
@@ -352,7 +395,8 @@ def _fold_accuracies(
     if not masks:
         return None, None
     index = task.canonical.class_index
-    features, target = task.features.unsqueeze(0), index.unsqueeze(0).to(task.features.device)
+    seen = task.features if generator.normalise == "none" else task.items.examples
+    features, target = seen.unsqueeze(0), index.unsqueeze(0).to(seen.device)
     held = torch.stack(masks).to(target.device)
     spread = features.expand(len(masks), -1, -1)
     right = (generator.logits(weights, spread).argmax(-1) == target) & held
@@ -371,15 +415,23 @@ def verify_head(head: Head, features: Tensor) -> None:
         loaded = load_head(head.to_bytes())
     except DamagedFile as error:
         raise GenerationFailed(f"the head does not load back: {error}") from error
-    features = features.float().cpu()
+    features = features.float().cpu() if len(features) else torch.eye(head.feature_size)
     if not torch.equal(loaded(features), head(features)):
         raise GenerationFailed("the head that was loaded back answers differently")
 
 
 @torch.inference_mode()
 def embed_tasks(generator: Generator, task: FeatureTask, bundle_digest: str) -> TaskEmbedding:
-    """The task embedding of one task, with its baseline's accuracy on folds."""
-    rows, (masks,) = _rows([task], [Options()])
+    """The task embedding of one task, with its baseline's accuracy on folds.
+
+    Raises:
+        UnsupportedInput: the generator looks at single items at every step, so that a token per class is not enough.
+    """
+    if isinstance(generator, GeometryGenerator):
+        raise UnsupportedInput(
+            "this bundle's chain looks at every item, so it has no task embedding; send the task itself", field="as"
+        )
+    rows, (masks,) = _rows(generator, [task], [Options()])
     batch = generator.describe(statistics_of(rows, task.support.ways))
     accuracy = _baseline_accuracy(task, batch.base[1:], masks)
     hint = torch.zeros_like(batch.base) if batch.hint is None else batch.hint
@@ -417,6 +469,8 @@ def generate_from_embedding(
         UnsupportedInput: the embedding is of another shape than this bundle's.
         GenerationFailed: weights that are not finite.
     """
+    if isinstance(generator, GeometryGenerator):
+        raise UnsupportedInput("this bundle takes no task embedding; send the task itself", field="task_embedding")
     ways = len(task.labels)
     device = generator.centre.device
     size = len(generator.centre)
@@ -424,7 +478,7 @@ def generate_from_embedding(
     if task.base.shape[1] != size + 1 or task.tokens.shape[1] != token:
         raise UnsupportedInput("the task embedding was made for features of another size", field="task_embedding")
     with timer.stage("sample"):
-        noise = canonical_noise(generator, option, ways, task.noise_row)
+        noise = canonical_noise(generator, option, ways, task.noise_row, size)
         tensors = (task.tokens, task.base, task.counts, task.hint)
         batch = TaskBatch(*(tensor.unsqueeze(0).to(device) for tensor in tensors))
         weights = generate_weights(generator, batch, noise.unsqueeze(0).to(device))

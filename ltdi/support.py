@@ -6,11 +6,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ltdi.errors import EmptySupport, InvalidFeatures, InvalidSupport, LimitExceeded, TooFewClasses
+
+Items = Tensor | tuple[str, ...]  # images [M, H, W], features [M, D], or texts
 
 
 @dataclass(frozen=True)
@@ -25,33 +28,33 @@ class Limits:
 
 @dataclass(frozen=True)
 class SupportSet:
-    """A task: examples with labels, and room for class descriptions and an unlabelled pool.
+    """A task: examples with labels, class descriptions, and an unlabelled pool; any of them may be absent.
 
     Build it with `SupportSet.of`, which checks everything.
 
     Args:
-        inputs: `[M, ...]`, prepared images (`[M, H, W]`, uint8) or features (`[M, D]`, float32).
+        inputs: prepared images (`[M, H, W]`, uint8), features (`[M, D]`, float32), or M texts.
         labels: the label of each example.
         classes: the rows of the head, in the caller's order; sorted labels where the caller gave none.
-        descriptions: label to a name or sentence, for bodies that read text.
-        unlabelled: `[U, ...]`, items of the same kind as `inputs`, of any class or of none.
+        descriptions: label to a name or sentence, or to its features `[D]`.
+        unlabelled: items of the same kind as `inputs`, of any class or of none.
     """
 
-    inputs: Tensor
+    inputs: Items
     labels: tuple[str, ...]
     classes: tuple[str, ...]
-    descriptions: Mapping[str, str] | None = None
-    unlabelled: Tensor | None = None
+    descriptions: Mapping[str, str | Tensor] | None = None
+    unlabelled: Items | None = None
 
     @classmethod
     def of(
         cls,
-        inputs: Tensor,
+        inputs: Items,
         labels: Sequence[str],
         *,
         classes: Sequence[str] | None = None,
-        descriptions: Mapping[str, str] | None = None,
-        unlabelled: Tensor | None = None,
+        descriptions: Mapping[str, str | Tensor] | None = None,
+        unlabelled: Items | None = None,
         limits: Limits | None = None,
     ) -> SupportSet:
         """A checked task.
@@ -64,6 +67,7 @@ class SupportSet:
             InvalidFeatures: features that are not finite.
         """
         labels = tuple(_label(label, "labels") for label in (() if labels is None else labels))
+        descriptions = {_label(label, "descriptions"): value for label, value in (descriptions or {}).items()} or None
         if classes is None:
             classes = sorted(set(labels) | set(descriptions or ()))
         support = cls(inputs, labels, tuple(_label(c, "classes") for c in classes), descriptions, unlabelled)
@@ -88,6 +92,10 @@ class SupportSet:
             )
         for label in sorted(set(self.labels) - set(self.classes)):
             raise InvalidSupport(f"label {label!r} is not among `classes`; add it or drop its examples", field="classes")
+        for label in sorted(set(self.descriptions or ()) - set(self.classes)):
+            raise InvalidSupport(
+                f"the description of {label!r} is of none of `classes`; add the class or drop it", field="descriptions"
+            )
         with_examples = set(self.labels)
         for label in self.classes:
             if label not in with_examples and label not in (self.descriptions or {}):
@@ -95,7 +103,7 @@ class SupportSet:
                     f"class {label!r} has neither an example nor a description; give it at least one", field="support"
                 )
         for name, items in (("support", self.inputs), ("unlabelled", self.unlabelled)):
-            if items is not None and items.is_floating_point() and not torch.isfinite(items).all():
+            if isinstance(items, Tensor) and items.is_floating_point() and not torch.isfinite(items).all():
                 raise InvalidFeatures("the features hold NaN or infinity; every number must be finite", field=name)
 
     def _check_limits(self, limits: Limits) -> None:
@@ -142,6 +150,7 @@ class CanonicalTask:
         class_index: `[M]`, the canonical class of each example in canonical order, ascending.
         noise_row: `[N]`, which row of noise each class takes; classes of equal content share one.
         digest: of the content of the task, hexadecimal.
+        pool_order: `[U]`, which of the caller's unlabelled items stands at each place.
     """
 
     example_order: Tensor
@@ -149,6 +158,7 @@ class CanonicalTask:
     class_index: Tensor
     noise_row: Tensor
     digest: str
+    pool_order: Tensor
 
     @cached_property
     def restore(self) -> Tensor:
@@ -164,24 +174,39 @@ def _canonical(support: SupportSet) -> CanonicalTask:
     for row in members:
         row.sort(key=examples.__getitem__)
     contents = [
-        _digest(*(examples[e] for e in row), (support.descriptions or {}).get(label, "").encode())
+        _digest(*(examples[e] for e in row), _content((support.descriptions or {}).get(label, "")))
         for row, label in zip(members, support.classes, strict=True)
     ]
     order = sorted(range(support.ways), key=contents.__getitem__)
     first: dict[bytes, int] = {}
     noise_row = [first.setdefault(contents[row], place) for place, row in enumerate(order)]
-    pool = sorted(_digests(support.unlabelled)) if support.unlabelled is not None else []
+    pool = _digests(support.unlabelled) if support.unlabelled is not None else []
+    pool_order = sorted(range(len(pool)), key=pool.__getitem__)
     return CanonicalTask(
         example_order=torch.tensor([e for row in order for e in members[row]], dtype=torch.long),
         class_order=torch.tensor(order),
         class_index=torch.tensor([place for place, row in enumerate(order) for _ in members[row]], dtype=torch.long),
         noise_row=torch.tensor(noise_row),
-        digest=_digest(*(contents[row] for row in order), *pool).hex(),
+        digest=_digest(*(contents[row] for row in order), *sorted(pool)).hex(),
+        pool_order=torch.tensor(pool_order, dtype=torch.long),
     )
 
 
-def _digests(items: Tensor) -> list[bytes]:
-    return [_digest(row.tobytes()) for row in items.contiguous().numpy()]
+def take(items: Items, order: Tensor) -> Items:
+    """The items at the places `order`."""
+    return items[order] if isinstance(items, Tensor) else tuple(items[i] for i in order.tolist())
+
+
+def _digests(items: Items) -> list[bytes]:
+    rows = items.contiguous().numpy() if isinstance(items, Tensor) else items
+    return [_digest(_content(row)) for row in rows]
+
+
+def _content(item: Any) -> bytes:
+    """The bytes that tell an item from others."""
+    if isinstance(item, str):
+        return item.encode()
+    return (item.contiguous().numpy() if isinstance(item, Tensor) else item).tobytes()
 
 
 def _digest(*parts: bytes) -> bytes:

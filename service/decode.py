@@ -144,13 +144,18 @@ class Decoder:
         return PredictCall(fields.artefact, head, fields.model, lambda b: self.images(queries, b, "queries"))
 
     def items(self, bundle: Bundle, items: Sequence[schemas.Item], where: str) -> Any:
-        """Items of one form as prepared inputs."""
+        """Items of one form as what `Bundle.prepare` takes."""
         self._check_count(len(items), where)
         form = form_of(items, where)
-        if form in ("text", "pair"):
-            raise Problem("input-unsupported", f"model {bundle.name!r} reads no text; send {bundle.input_kinds}", where)
+        readable = {"text": "texts", "image": "images", "features": "features"}.get(form)
+        if readable not in bundle.input_kinds:
+            kinds = " or ".join(bundle.input_kinds)
+            raise Problem("input-unsupported", f"model {bundle.name!r} reads no {form}; send {kinds}", where)
+        if form == "text":
+            return [item.text for item in items]
         if form == "features":
-            return bundle.prepare(feature_rows([item.features for item in items], bundle.feature_size, where))
+            rows = feature_rows([item.features for item in items], bundle.feature_size, where)
+            return bundle.prepare(rows, field=where)
         return self.images(
             [from_base64(item.image, f"{where}/{i}/image") for i, item in enumerate(items)], bundle, where
         )
@@ -172,10 +177,16 @@ class Decoder:
                 raise Problem("request-invalid", "send `support` or `task_embedding`, not both", "task_embedding")
             return self._from_embedding(from_base64(fields.task_embedding, "task_embedding"), fields)
         bundle = self._bundle_for(fields)
-        if fields.unlabelled:
-            raise Problem("input-unsupported", f"model {bundle.name!r} does not use a pool; leave it out", "unlabelled")
         inputs = self.items(bundle, fields.support, "support") if fields.support else []
-        return self._call(bundle, inputs, [example.label for example in fields.support], fields)
+        pool = None
+        if fields.unlabelled:
+            if not bundle.takes_descriptions:
+                detail = f"model {bundle.name!r} does not use a pool; leave it out"
+                raise Problem("input-unsupported", detail, "unlabelled")
+            pool = self.items(bundle, fields.unlabelled, "unlabelled")
+            if fields.support and isinstance(inputs, list) != isinstance(pool, list):
+                raise Problem("request-invalid", "examples and pool are of one form in one task", "unlabelled")
+        return self._call(bundle, inputs, [example.label for example in fields.support], fields, unlabelled=pool)
 
     def _from_multipart(self, content_type: str, body: bytes) -> HeadCall:
         form = read_multipart(content_type, body, self.settings.max_items + 1, ("support",))
@@ -202,18 +213,29 @@ class Decoder:
         fields, names = task_fields(without_format(metadata))
         bundle = self._bundle_for(fields)
         for name in ("descriptions", "unlabelled"):
-            if name in tensors:
+            if name in tensors and not bundle.takes_descriptions:
                 raise Problem("input-unsupported", f"model {bundle.name!r} does not use {name}; leave them out", name)
         labels = tensors.get("labels")
-        if labels is None or labels.ndim != 1 or labels.dtype != torch.int64:
+        described = tensors.get("descriptions")
+        if labels is None and described is not None and not any(name in tensors for name in INPUT_TENSORS):
+            labels, inputs = torch.zeros(0, dtype=torch.int64), []
+        elif labels is None or labels.ndim != 1 or labels.dtype != torch.int64:
             raise Problem("support-invalid", "`labels` must be there: one int64 for each example", "labels")
-        inputs = self._tensor_inputs(bundle, tensors)
+        else:
+            inputs = self._tensor_inputs(bundle, tensors)
         rows = labels.tolist()
         if names is not None and not all(0 <= row < len(names) for row in rows):
             raise Problem(
                 "support-invalid", f"`labels` must lie in 0..{len(names) - 1}, the rows of `classes`", "labels"
             )
-        return self._call(bundle, inputs, [names[r] if names is not None else str(r) for r in rows], fields)
+        pool = None
+        if "unlabelled" in tensors:
+            pool = bundle.prepare(float_rows(tensors["unlabelled"], "unlabelled"), field="unlabelled")
+            self._check_count(len(pool), "unlabelled")
+        return self._call(
+            bundle, inputs, [names[r] if names is not None else str(r) for r in rows], fields, unlabelled=pool,
+            descriptions=None if described is None else rows_by_name(described, names),
+        )
 
     def _tensor_inputs(self, bundle: Bundle, tensors: Mapping[str, Tensor]) -> Tensor:
         given = [name for name in INPUT_TENSORS if name in tensors]
@@ -222,9 +244,9 @@ class Decoder:
         value = tensors[given[0]]
         self._check_count(len(value) if value.ndim else 0, given[0])
         if given[0] == "features":
-            if value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-                raise InvalidFeatures(f"features are {value.dtype}; send f32, f16 or bf16", field="features")
-            return bundle.prepare(value.float() if value.ndim == 2 else value.float().reshape(len(value), -1)[:, :0])
+            return bundle.prepare(float_rows(value, "features"))
+        if "images" not in bundle.input_kinds:
+            raise Problem("input-unsupported", f"model {bundle.name!r} reads no images; send features", "images")
         if value.dtype != torch.uint8 or value.ndim != 4 or value.shape[1] not in (1, 3):
             raise InvalidImage(
                 f"images are {value.dtype} {list(value.shape)}; send u8 [M, 1, H, W] or [M, 3, H, W]", field="images"
@@ -254,10 +276,20 @@ class Decoder:
             raise Problem("input-unsupported", "no bundle of this release refines; leave it 0", "options/refine_steps")
         return bundle
 
-    def _call(self, bundle: Bundle, inputs: Any, labels: list[str], fields: schemas.TaskFields) -> HeadCall:
+    def _call(
+        self, bundle: Bundle, inputs: Any, labels: list[str], fields: schemas.TaskFields, *, unlabelled: Any = None,
+        descriptions: dict[str, Any] | None = None,
+    ) -> HeadCall:
         classes = None if fields.classes is None else [c.label for c in fields.classes]
-        descriptions = {c.label: c.description for c in fields.classes or () if c.description is not None}
-        support = bundle.support(inputs, labels, classes=classes, descriptions=descriptions or None)
+        if classes is not None and len(set(classes)) < len(classes):
+            twice = next(label for label in classes if classes.count(label) > 1)
+            raise Problem("support-invalid", f"class {twice[:80]!r} stands twice; name each class once", "classes")
+        if descriptions is None:
+            descriptions = {c.label: c.description for c in fields.classes or () if c.description is not None}
+        support = bundle.support(
+            inputs, labels, classes=classes, descriptions=descriptions or None, unlabelled=unlabelled,
+            truncate=fields.options.truncate,
+        )
         order = support.canonical.class_order.tolist()
         identity = json.dumps([support.canonical.digest, [support.classes[row] for row in order], support.classes])
         return HeadCall(bundle, HeadRequest(support, options_of(fields)), identity, len(labels))
@@ -294,12 +326,30 @@ def form_of(items: Sequence[schemas.Item], where: str) -> str:
 
 def feature_rows(rows: Sequence[list[float] | None], size: int, where: str) -> Tensor:
     """`[M, D]` of lists of numbers."""
+    size = size or len(rows[0] or ())
     for i, row in enumerate(rows):
-        if len(row or ()) != size:
+        if len(row or ()) != size or not size:
             raise InvalidFeatures(
                 f"features have size {len(row or ())}; this model takes {size}", field=f"{where}/{i}/features"
             )
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, size)
+
+
+def float_rows(value: Tensor, where: str) -> Tensor:
+    """A tensor of features as float32 `[M, D]`; what is of another rank is left without a column."""
+    if value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise InvalidFeatures(f"{where} are {value.dtype}; send f32, f16 or bf16", field=where)
+    return value.float() if value.ndim == 2 else value.float().reshape(len(value) if value.ndim else 1, -1)[:, :0]
+
+
+def rows_by_name(described: Tensor, names: list[str] | None) -> dict[str, Tensor]:
+    """`descriptions [N, D]` by class name: those of `classes`, in their order, else the numbers of the rows."""
+    rows = float_rows(described, "descriptions")
+    if names is not None and len(names) != len(rows):
+        raise Problem(
+            "support-invalid", f"{len(rows)} descriptions and {len(names)} classes; give one for each", "descriptions"
+        )
+    return dict(zip(names or [str(i) for i in range(len(rows))], rows, strict=True))
 
 
 def check_image(content: bytes, max_pixels: int, where: str) -> None:

@@ -120,13 +120,20 @@ class Models:
         body = bundle.config.body
         return document | {
             "recipe": bundle.config.recipe,
-            "body": {"name": body.name, "image_size": body.image_size, "feature_size": bundle.feature_size},
+            "body": {
+                "name": body.name,
+                "image_size": body.image_size if bundle.body.kind == "images" else 0,
+                "feature_size": bundle.feature_size,
+                "model": body.model,
+                "installed": getattr(bundle.body, "installed", True),
+            },
             "feature_size": bundle.feature_size,
             "input_kinds": list(bundle.input_kinds),
             "limits": {
                 "ways": ways,
-                "shots": (1, bundle.limits.max_shots),
+                "shots": (0 if bundle.takes_descriptions else 1, bundle.limits.max_shots),
                 "examples": bundle.limits.max_examples,
+                "unlabelled": bundle.limits.max_unlabelled if bundle.takes_descriptions else 0,
                 "body_bytes": settings.max_body_bytes,
                 "header_bytes": settings.max_header_bytes,
                 "items": settings.max_items,
@@ -146,7 +153,11 @@ class Models:
 def warm_up(bundle: Bundle) -> None:
     """Generate and embed once, so that the first caller does not pay for first calls."""
     ways = bundle.fixed_ways or 5
-    features = torch.randn(2 * ways, bundle.feature_size, generator=torch.Generator().manual_seed(0))
-    bundle.generate(features, [str(i % ways) for i in range(2 * ways)])
+    features = torch.randn(2 * ways, bundle.feature_size or 64, generator=torch.Generator().manual_seed(0))
+    pool = features if bundle.takes_descriptions else None
+    bundle.generate(features, [str(i % ways) for i in range(2 * ways)], unlabelled=pool)
     size = bundle.config.body.image_size
-    bundle.embed(torch.zeros(1, size, size, dtype=torch.uint8))
+    if bundle.body.kind == "images":
+        bundle.embed(torch.zeros(1, size, size, dtype=torch.uint8))
+    elif bundle.body.kind == "text" and bundle.body.installed:
+        bundle.embed(["warm up"])

@@ -52,6 +52,7 @@ KINDS: dict[str, Kind] = {
     "classes-too-few": Kind(422, "A head separates at least two classes", "invalid"),
     "limit-exceeded": Kind(422, "More than the bundle takes", "invalid"),
     "features-invalid": Kind(422, "The features cannot be used", "invalid"),
+    "text-invalid": Kind(422, "The text cannot be used", "invalid"),
     "image-invalid": Kind(422, "The image cannot be read", "invalid"),
     "input-unsupported": Kind(422, "The bundle does not read this input", "invalid"),
     "file-damaged": Kind(422, "The file must not be used", "invalid"),
@@ -61,13 +62,14 @@ KINDS: dict[str, Kind] = {
     "fault": Kind(500, "A fault of the service"),
     "not-ready": Kind(503, "The service is not ready"),
     "draining": Kind(503, "The service is shutting down", "draining"),
+    "body-missing": Kind(503, "The bundle's body is not installed"),
     "model-not-ready": Kind(503, "The model is not ready"),
     "deadline-passed": Kind(504, "The deadline passed before the work began", "deadline"),
 }
 
 OF_LIBRARY = frozenset(
     {"invalid-input", "support-invalid", "support-empty", "classes-too-few", "limit-exceeded", "features-invalid",
-     "image-invalid", "input-unsupported", "file-damaged", "generation-failed"}
+     "image-invalid", "text-invalid", "input-unsupported", "file-damaged", "generation-failed", "body-missing"}
 )  # fmt: skip
 OF_STATUS = {404: "route-unknown", 405: "method-not-allowed", 400: "body-malformed", 422: "request-invalid"}
 RETRY_SECONDS = {429: 1, 503: 5}

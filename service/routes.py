@@ -211,6 +211,12 @@ async def body(request: Request, name: str) -> Response:
     choose_form(request.headers.get("accept", ""), (SAFETENSORS,))
     bundle: Bundle = request.app.state.service.models.bundle(name)
     config = bundle.config.body
+    if bundle.body.kind != "images":
+        raise Problem(
+            "input-unsupported",
+            f"model {bundle.name!r} carries no body: {config.model or 'features are made elsewhere'}",
+            "model",
+        )
     facts = {
         "format": "ltdi.body",
         "body": config.name,

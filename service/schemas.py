@@ -24,7 +24,7 @@ class Item(Strict):
     image: str | None = Field(None, description="base64 of a PNG, JPEG or WebP file")
     features: list[float] | None = Field(None, description="D numbers, as `/embed` gives them")
     text: str | None = Field(None, description="for bundles whose body reads text")
-    pair: list[str] | None = Field(None, description="two texts, for bundles whose body reads text")
+    pair: list[str] | None = Field(None, description="two texts; no bundle of this release reads pairs")
 
 
 class Example(Item):
@@ -165,8 +165,10 @@ class BodyDocument(BaseModel):
     """The frozen feature extractor of a bundle."""
 
     name: str
-    image_size: int
-    feature_size: int
+    image_size: int = Field(description="pixels; 0 for bodies that read no images")
+    feature_size: int = Field(description="0 where any is taken")
+    model: str = Field(description="the sentence encoder, where there is one")
+    installed: bool = Field(description="whether it can be used here; features can be sent without it")
 
 
 class LimitsDocument(BaseModel):
@@ -175,6 +177,7 @@ class LimitsDocument(BaseModel):
     ways: tuple[int, int] = Field(description="fewest and most classes")
     shots: tuple[int, int] = Field(description="fewest and most examples of a class")
     examples: int
+    unlabelled: int = Field(description="items of a pool; 0 where none is used")
     body_bytes: int
     header_bytes: int
     items: int

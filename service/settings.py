@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="bytes of one request body")
     max_header_bytes: int = Field(16 * 2**10, ge=1024, le=48 * 2**10, description="bytes of one request's headers")
-    max_items: int = Field(4096, ge=2, description="examples, inputs or queries in one request")
+    max_items: int = Field(12_000, ge=2, description="examples, pool items, inputs or queries in one request")
     max_pixels: int = Field(16_000_000, ge=1, le=16_000_000, description="pixels of one image, read from its header")
     queue_length: int = Field(64, ge=1, description="requests that may wait for the inference thread")
     max_batch: int = Field(64, ge=1, description="waiting requests that are taken together")

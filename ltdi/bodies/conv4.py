@@ -18,6 +18,8 @@ class Conv4(nn.Module):
         image_size: side of the square image, pixels.
     """
 
+    kind = "images"
+
     def __init__(self, channels: int = 64, image_size: int = 28) -> None:
         super().__init__()
         self.image_size = image_size

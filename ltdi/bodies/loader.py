@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from ltdi.bodies.conv4 import Conv4
+from ltdi.bodies.features import FeatureBody
+from ltdi.bodies.sentence import SentenceBody
 from ltdi.errors import InvalidConfig
 
-BODIES = ("conv4",)
+BODIES = ("conv4", "sentence", "features")
+Body = Conv4 | SentenceBody | FeatureBody
 
 
 @dataclass(frozen=True)
@@ -17,18 +18,30 @@ class BodyConfig:
     """Which body, and its sizes.
 
     Args:
-        name: `conv4`.
-        channels: width.
-        image_size: side of its images, pixels.
+        name: `conv4` reads images, `sentence` reads texts, `features` reads nothing.
+        channels: width of `conv4`.
+        image_size: side of its images, pixels; 0 for others.
+        model: of `sentence`: a packaged model's name, or a path.
+        feature_size: D of `sentence`; of `features`, where 0 is any.
+        digest: of the weights of `sentence`, which are not in the bundle.
     """
 
     name: str = "conv4"
     channels: int = 64
     image_size: int = 28
+    model: str = ""
+    feature_size: int = 0
+    digest: str = ""
 
 
-def build_body(config: BodyConfig) -> nn.Module:
-    """A body with fresh parameters; it has `feature_size` and maps `[M, 1, S, S]` to `[M, D]`."""
-    if config.name not in BODIES:
-        raise InvalidConfig(f"body {config.name!r} is unknown; known: {', '.join(BODIES)}", field="body")
-    return Conv4(config.channels, config.image_size)
+def build_body(config: BodyConfig) -> Body:
+    """A body, with fresh parameters where the bundle holds them; it has `kind` and `feature_size`."""
+    if config.name == "conv4":
+        return Conv4(config.channels, config.image_size)
+    if config.name == "sentence":
+        if not config.model or config.feature_size < 1:
+            raise InvalidConfig("body 'sentence' needs a model and a feature_size", field="body")
+        return SentenceBody(config.model, config.feature_size, config.digest)
+    if config.name == "features":
+        return FeatureBody(config.feature_size)
+    raise InvalidConfig(f"body {config.name!r} is unknown; known: {', '.join(BODIES)}", field="body")

@@ -88,7 +88,7 @@ def test_each_rotation_of_a_character_is_a_class_of_its_own(packed: Path) -> Non
 @pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")
 def test_torchvision_reads_the_same_drawings_from_the_tree(downloaded: Path, ink: np.ndarray) -> None:
     """Its check of the zip files is left out: they are of the real data."""
-    from training.torchvision_ops import import_torchvision
+    from ltdi.torchvision_ops import import_torchvision
 
     class Unpacked(import_torchvision().datasets.Omniglot):
         def _check_integrity(self) -> bool:

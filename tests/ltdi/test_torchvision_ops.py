@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(find_spec("torchvision") is None, reason="torchv
 
 PLAIN = "import torchvision"
 OURS = """
-from training.torchvision_ops import _kept, declare_missing, import_torchvision
+from ltdi.torchvision_ops import _kept, declare_missing, import_torchvision
 torchvision = import_torchvision()
 """
 USE = """

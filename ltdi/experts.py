@@ -1,0 +1,284 @@
+"""Closed forms of one task, from whatever it holds: examples, names of classes, and a pool without labels.
+
+They are the material of the `geometry` recipe: its chain mixes them, and goes on from the mixture. Unlike
+`ltdi.baselines` they take one task at a time, with any number of examples in each class. Heads are `[N, D + 1]`:
+the weights of each class and, last, its bias.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SHARPNESS = 10.0  # of logits from class means of unit vectors: 2 SHARPNESS times the inner product
+SPREAD = 4.0  # standard deviation of an expert's logits over items and classes, before they are mixed
+EXPERTS = (
+    "means", "cosine", "name_means", "logistic", "logistic_loose", "logistic_examples",
+    "pool_means", "pool_means_wide", "pool_means_full", "self_training",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TaskItems:
+    """The features of a task, of unit length.
+
+    Args:
+        examples: `[M, D]`.
+        class_index: `[M]`, the class of each, 0..N - 1.
+        ways: N.
+        names: `[N, D]`, the features of the classes' descriptions; rows of classes without one are not looked at.
+        named: `[N]`, boolean: which classes have a description.
+        pool: `[U, D]`, items without labels.
+    """
+
+    examples: Tensor
+    class_index: Tensor
+    ways: int
+    names: Tensor
+    named: Tensor
+    pool: Tensor
+
+    @classmethod
+    def of(
+        cls, examples: Tensor, class_index: Tensor, ways: int, names: Tensor | None = None,
+        named: Tensor | None = None, pool: Tensor | None = None,
+    ) -> TaskItems:
+        """A task from what there is of it; features are brought to unit length."""
+        size = examples.shape[-1]
+        some = examples if names is None else names
+        if names is None:
+            names, named = examples.new_zeros(ways, size), torch.zeros(ways, dtype=torch.bool)
+        elif named is None:
+            named = torch.ones(ways, dtype=torch.bool)
+        pool = some.new_zeros(0, size) if pool is None else pool
+        return cls(unit(examples), class_index, ways, unit(names), named.to(names.device), unit(pool))
+
+    def kept(self, examples: Tensor) -> TaskItems:
+        """The same task with only the examples `[...]` (integers)."""
+        return replace(self, examples=self.examples[examples], class_index=self.class_index[examples])
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Examples of each class, `[N]`."""
+        return torch.bincount(self.class_index, minlength=self.ways)
+
+    @cached_property
+    def labelled(self) -> tuple[Tensor, Tensor]:
+        """Examples and names as `[M', D]`, and their classes one-hot, `[M', N]`."""
+        rows = self.named.nonzero().squeeze(1)
+        index = torch.cat([self.class_index, rows])
+        return torch.cat([self.examples, self.names[rows]]), F.one_hot(index, self.ways).to(self.examples)
+
+
+def unit(features: Tensor) -> Tensor:
+    """Features at unit length; zeros stay zeros."""
+    return F.normalize(features, dim=-1)
+
+
+def logits(head: Tensor, features: Tensor) -> Tensor:
+    """Logits `[..., M, N]` of features `[M, D]` under heads `[..., N, D + 1]`."""
+    return features @ head[..., :-1].transpose(-1, -2) + head[..., -1].unsqueeze(-2)
+
+
+def centred(head: Tensor) -> Tensor:
+    """The same answers, with logits whose mean over classes is 0."""
+    return head - head.mean(-2, keepdim=True)
+
+
+def from_means(means: Tensor) -> Tensor:
+    """The head of the nearest mean, for means `[N, D]` of unit vectors."""
+    return SHARPNESS * torch.cat([2 * means, -means.square().sum(1, keepdim=True)], dim=1)
+
+
+class LogisticRegression:
+    """Multinomial logistic regression on weighted items, by accelerated majorisation; fitted again for other targets.
+
+    Minimises the weighted sum of cross entropies + |W|^2 / (2 C), W with its bias. Each step solves the quadratic
+    that Böhning (1992) puts above the loss, in the space of items where these are fewer than features, else in that
+    of features; momentum restarts where it points uphill. From 0, the first step is ridge regression.
+
+    Args:
+        features: `[M, D]`.
+        weights: `[M]`, above 0.
+        inverse_strength: C.
+    """
+
+    def __init__(self, features: Tensor, weights: Tensor, inverse_strength: float = 10.0) -> None:
+        self.mean = (weights[:, None] * features).sum(0) / weights.sum()
+        self.inputs = x = torch.cat([features - self.mean, features.new_ones(len(features), 1)], dim=1)
+        self.weights, self.inverse_strength = weights[:, None], inverse_strength
+        self.by_item = len(x) <= x.shape[1]
+        if self.by_item:
+            self.gram, self.penalty = x @ x.T, 1 / (inverse_strength * self.weights)
+            self.solve = torch.linalg.inv(0.5 * self.gram + torch.diag(self.penalty.squeeze(1)))
+        else:
+            curvature = 0.5 * x.T @ (self.weights * x)
+            self.solve = torch.linalg.inv(curvature + torch.eye(x.shape[1]).to(x) / inverse_strength)
+        self.found: Tensor | None = None
+
+    def fit(self, targets: Tensor, iterations: int) -> Tensor:
+        """The head `[N, D + 1]` for targets `[M, N]`, each row a distribution; goes on from the fit before."""
+        x = self.inputs
+        shape = targets.shape if self.by_item else (targets.shape[1], x.shape[1])
+        found = ahead = x.new_zeros(shape) if self.found is None else self.found
+        momentum = 1.0
+        for _ in range(iterations):
+            moved = ahead - self._way(ahead, targets)
+            uphill = ((ahead - moved) * (self.gram @ (moved - found) if self.by_item else moved - found)).sum()
+            momentum = 1.0 if uphill > 0 else momentum
+            following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
+            ahead = moved + (momentum - 1) / following * (moved - found)
+            found, momentum = moved, following
+        self.found = found
+        return uncentre(found.T @ x if self.by_item else found, self.mean)
+
+    def _way(self, found: Tensor, targets: Tensor) -> Tensor:
+        """The Newton step of the quadratic above the loss."""
+        if self.by_item:
+            return self.solve @ (torch.softmax(self.gram @ found, dim=1) - targets + found * self.penalty)
+        error = (torch.softmax(self.inputs @ found.T, dim=1) - targets) * self.weights
+        return (error.T @ self.inputs + found / self.inverse_strength) @ self.solve
+
+
+def uncentre(head: Tensor, mean: Tensor) -> Tensor:
+    """A head `[N, D + 1]` on features less `mean` `[D]` as one on features."""
+    return torch.cat([head[:, :-1], (head[:, -1] - head[:, :-1] @ mean)[:, None]], dim=1)
+
+
+def soft_means(means: Tensor, counts: Tensor, pool: Tensor, sharpness: float, weight: float, rounds: int = 3) -> Tensor:
+    """Soft k-means that starts at class means and keeps their items (Ren et al., 2018): `[N, D]`.
+
+    Args:
+        means: `[N, D]`, of the labelled items.
+        counts: `[N]`, how many they are.
+        pool: `[U, D]`.
+        sharpness: of the assignment, a softmax of minus squared distances times it.
+        weight: of a pool item beside a labelled one.
+    """
+    moved = means
+    for _ in range(rounds):
+        near = torch.softmax((pool @ (2 * moved.T) - moved.square().sum(1)) * sharpness, dim=1)
+        total = means * counts[:, None] + weight * (near.T @ pool)
+        moved = total / (counts + weight * near.sum(0)).clamp_min(1e-9)[:, None]
+    return moved
+
+
+def self_training(
+    items: TaskItems, start: Tensor, weight: float = 0.3, sharpness: float = 4.0, iterations: tuple[int, ...] = (8, 4, 4)
+) -> Tensor:
+    """Logistic regression on labelled items and on the pool, labelled by the head of the round before.
+
+    Args:
+        start: `[N, D + 1]`, the first head.
+        weight: of a pool item beside a labelled one.
+        sharpness: standard deviation that the logits are brought to before they become labels.
+        iterations: of each round.
+    """
+    features, targets = items.labelled
+    weights = torch.cat([features.new_ones(len(features)), features.new_full((len(items.pool),), weight)])
+    regression = LogisticRegression(torch.cat([features, items.pool]), weights)
+    head = start
+    for count in iterations:
+        answers = logits(head, items.pool)
+        guessed = torch.softmax(answers * (sharpness / answers.std().clamp_min(1e-6)), dim=1)
+        head = regression.fit(torch.cat([targets, guessed]), count)
+    return head
+
+
+def all_experts(items: TaskItems) -> dict[str, Tensor]:
+    """The heads of all closed forms that the task allows, in the order of `EXPERTS`."""
+    features, targets = items.labelled
+    ones, counts = features.new_ones(len(features)), targets.sum(0)
+    means = targets.T @ features / counts.clamp_min(1)[:, None]
+    named = items.named.to(features)
+    with_name = (means * counts[:, None] + named[:, None] * items.names) / (counts + named).clamp_min(1)[:, None]
+    logistic = LogisticRegression(features, ones).fit(targets, 15)
+    heads = {
+        "means": from_means(means),
+        "cosine": from_means(unit(means)),
+        "name_means": from_means(with_name),
+        "logistic": logistic,
+        "logistic_loose": LogisticRegression(features, ones, 30.0).fit(targets, 20),
+        "logistic_examples": logistic,
+    }
+    if bool(items.named.any()) and bool((items.counts > 0).all()):
+        of_examples = F.one_hot(items.class_index, items.ways).to(features)
+        heads["logistic_examples"] = LogisticRegression(items.examples, ones[: len(of_examples)]).fit(of_examples, 15)
+    if len(items.pool):
+        for name, sharpness, weight in (
+            ("pool_means", 20.0, 0.3), ("pool_means_wide", 10.0, 1.0), ("pool_means_full", 20.0, 1.0)
+        ):
+            heads[name] = from_means(soft_means(means, counts, items.pool, sharpness, weight))
+        heads["self_training"] = self_training(items, logistic)
+    return heads
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """How closed forms answer the examples that were left out of them.
+
+    Args:
+        accuracy: `[3]`, of class means, of ridge regression and of class means with the pool.
+        likelihood: `[3]`, mean logarithm of the right class's probability, likewise.
+        count: examples that could be left out: their class has another example, or a name.
+    """
+
+    accuracy: Tensor
+    likelihood: Tensor
+    count: int
+
+
+def leave_one_out(items: TaskItems) -> LeaveOneOut:
+    """Held-out answers of three closed forms without fitting them again.
+
+    Means are had without an example by subtraction, ridge regression by its well-known formula, residual / (1 -
+    leverage). The assignment of the pool is left as it is.
+    """
+    features, targets = items.labelled
+    counts = targets.sum(0)
+    able = (counts[items.class_index] > 1).nonzero().squeeze(1)
+    if not len(able):
+        return LeaveOneOut(features.new_zeros(3), features.new_zeros(3), 0)
+    x, label = items.examples[able], items.class_index[able]
+    total = targets.T @ features
+    scores = [_means_without(x, label, total, counts), _ridge_without(features, targets)[able]]
+    if len(items.pool):
+        means = total / counts.clamp_min(1)[:, None]
+        near = torch.softmax((items.pool @ (2 * means.T) - means.square().sum(1)) * 20.0, dim=1)
+        scores.append(_means_without(x, label, total + 0.3 * near.T @ items.pool, counts + 0.3 * near.sum(0)))
+    else:
+        scores.append(scores[0])
+    stacked = torch.stack(scores)
+    stacked = stacked * (SPREAD / stacked.flatten(1).std(1).clamp_min(1e-6))[:, None, None]
+    likelihood = -torch.stack([F.cross_entropy(score, label) for score in stacked])
+    return LeaveOneOut((stacked.argmax(2) == label).float().mean(1), likelihood, len(able))
+
+
+def _means_without(x: Tensor, label: Tensor, total: Tensor, counts: Tensor) -> Tensor:
+    """Minus squared distances `[M, N]` of examples to the means, that of their own class without them."""
+    means = total / counts.clamp_min(1e-6)[:, None]
+    scores = 2 * x @ means.T - means.square().sum(1)
+    own = (total[label] - x) / (counts[label] - 1).clamp_min(1e-6)[:, None]
+    return scores.scatter(1, label[:, None], (2 * (x * own).sum(1) - own.square().sum(1))[:, None])
+
+
+def _ridge_without(features: Tensor, targets: Tensor) -> Tensor:
+    """Answers `[M', N]` of ridge regression on one-hot targets to each item left out of it."""
+    x = torch.cat([features - features.mean(0), features.new_ones(len(features), 1)], dim=1)
+    if len(x) <= x.shape[1]:
+        inverse = torch.linalg.inv(x @ x.T + 0.2 * torch.eye(len(x)).to(x))
+        return targets - (inverse @ targets) / inverse.diagonal()[:, None]
+    solved = torch.linalg.solve(x.T @ x + 0.2 * torch.eye(x.shape[1]).to(x), x.T)
+    leverage = (x * solved.T).sum(1, keepdim=True)
+    return targets - (targets - x @ (solved @ targets)) / (1 - leverage).clamp_min(1e-3)
+
+
+def comparable(heads: Tensor, seen: Tensor) -> Tensor:
+    """Heads `[E, N, D + 1]`, centred, with logits of standard deviation `SPREAD` on the items `seen` `[M, D]`."""
+    heads = centred(heads)
+    spread = logits(heads, seen).flatten(1).std(1).clamp_min(1e-6)
+    return heads * (SPREAD / spread)[:, None, None]
