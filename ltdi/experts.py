@@ -18,7 +18,7 @@ SHARPNESS = 10.0  # of logits from class means of unit vectors: 2 SHARPNESS time
 SPREAD = 4.0  # standard deviation of an expert's logits over items and classes, before they are mixed
 EXPERTS = (
     "means", "cosine", "name_means", "logistic", "logistic_loose", "logistic_examples",
-    "pool_means", "pool_means_wide", "pool_means_full", "self_training",
+    "pool_means", "pool_means_wide", "pool_means_full", "self_training", "self_training_means",
 )  # fmt: skip
 
 
@@ -167,26 +167,28 @@ def soft_means(means: Tensor, counts: Tensor, pool: Tensor, sharpness: float, we
     return moved
 
 
-def self_training(
-    items: TaskItems, start: Tensor, weight: float = 0.3, sharpness: float = 4.0, iterations: tuple[int, ...] = (8, 4, 4)
-) -> Tensor:
+class SelfTraining:
     """Logistic regression on labelled items and on the pool, labelled by the head of the round before.
 
     Args:
-        start: `[N, D + 1]`, the first head.
         weight: of a pool item beside a labelled one.
         sharpness: standard deviation that the logits are brought to before they become labels.
-        iterations: of each round.
     """
-    features, targets = items.labelled
-    weights = torch.cat([features.new_ones(len(features)), features.new_full((len(items.pool),), weight)])
-    regression = LogisticRegression(torch.cat([features, items.pool]), weights)
-    head = start
-    for count in iterations:
-        answers = logits(head, items.pool)
-        guessed = torch.softmax(answers * (sharpness / answers.std().clamp_min(1e-6)), dim=1)
-        head = regression.fit(torch.cat([targets, guessed]), count)
-    return head
+
+    def __init__(self, items: TaskItems, weight: float = 0.3, sharpness: float = 4.0) -> None:
+        features, self._targets = items.labelled
+        weights = torch.cat([features.new_ones(len(features)), features.new_full((len(items.pool),), weight)])
+        self._regression = LogisticRegression(torch.cat([features, items.pool]), weights)
+        self._pool, self._sharpness = items.pool, sharpness
+
+    def fit(self, start: Tensor, iterations: tuple[int, ...]) -> Tensor:
+        """The head `[N, D + 1]` from a first head of that shape, with `iterations` of the solver in each round."""
+        head = start
+        for count in iterations:
+            answers = logits(head, self._pool)
+            guessed = torch.softmax(answers * (self._sharpness / answers.std().clamp_min(1e-6)), dim=1)
+            head = self._regression.fit(torch.cat([self._targets, guessed]), count)
+        return head
 
 
 def all_experts(items: TaskItems) -> dict[str, Tensor]:
@@ -213,68 +215,10 @@ def all_experts(items: TaskItems) -> dict[str, Tensor]:
             ("pool_means", 20.0, 0.3), ("pool_means_wide", 10.0, 1.0), ("pool_means_full", 20.0, 1.0)
         ):
             heads[name] = from_means(soft_means(means, counts, items.pool, sharpness, weight))
-        heads["self_training"] = self_training(items, logistic)
+        training = SelfTraining(items)
+        heads["self_training"] = training.fit(logistic, (8, 4, 4))
+        heads["self_training_means"] = training.fit(heads["pool_means"], (4, 4))
     return heads
-
-
-@dataclass(frozen=True)
-class LeaveOneOut:
-    """How closed forms answer the examples that were left out of them.
-
-    Args:
-        accuracy: `[3]`, of class means, of ridge regression and of class means with the pool.
-        likelihood: `[3]`, mean logarithm of the right class's probability, likewise.
-        count: examples that could be left out: their class has another example, or a name.
-    """
-
-    accuracy: Tensor
-    likelihood: Tensor
-    count: int
-
-
-def leave_one_out(items: TaskItems) -> LeaveOneOut:
-    """Held-out answers of three closed forms without fitting them again.
-
-    Means are had without an example by subtraction, ridge regression by its well-known formula, residual / (1 -
-    leverage). The assignment of the pool is left as it is.
-    """
-    features, targets = items.labelled
-    counts = targets.sum(0)
-    able = (counts[items.class_index] > 1).nonzero().squeeze(1)
-    if not len(able):
-        return LeaveOneOut(features.new_zeros(3), features.new_zeros(3), 0)
-    x, label = items.examples[able], items.class_index[able]
-    total = targets.T @ features
-    scores = [_means_without(x, label, total, counts), _ridge_without(features, targets)[able]]
-    if len(items.pool):
-        means = total / counts.clamp_min(1)[:, None]
-        near = torch.softmax((items.pool @ (2 * means.T) - means.square().sum(1)) * 20.0, dim=1)
-        scores.append(_means_without(x, label, total + 0.3 * near.T @ items.pool, counts + 0.3 * near.sum(0)))
-    else:
-        scores.append(scores[0])
-    stacked = torch.stack(scores)
-    stacked = stacked * (SPREAD / stacked.flatten(1).std(1).clamp_min(1e-6))[:, None, None]
-    likelihood = -torch.stack([F.cross_entropy(score, label) for score in stacked])
-    return LeaveOneOut((stacked.argmax(2) == label).float().mean(1), likelihood, len(able))
-
-
-def _means_without(x: Tensor, label: Tensor, total: Tensor, counts: Tensor) -> Tensor:
-    """Minus squared distances `[M, N]` of examples to the means, that of their own class without them."""
-    means = total / counts.clamp_min(1e-6)[:, None]
-    scores = 2 * x @ means.T - means.square().sum(1)
-    own = (total[label] - x) / (counts[label] - 1).clamp_min(1e-6)[:, None]
-    return scores.scatter(1, label[:, None], (2 * (x * own).sum(1) - own.square().sum(1))[:, None])
-
-
-def _ridge_without(features: Tensor, targets: Tensor) -> Tensor:
-    """Answers `[M', N]` of ridge regression on one-hot targets to each item left out of it."""
-    x = torch.cat([features - features.mean(0), features.new_ones(len(features), 1)], dim=1)
-    if len(x) <= x.shape[1]:
-        inverse = torch.linalg.inv(x @ x.T + 0.2 * torch.eye(len(x)).to(x))
-        return targets - (inverse @ targets) / inverse.diagonal()[:, None]
-    solved = torch.linalg.solve(x.T @ x + 0.2 * torch.eye(x.shape[1]).to(x), x.T)
-    leverage = (x * solved.T).sum(1, keepdim=True)
-    return targets - (targets - x @ (solved @ targets)) / (1 - leverage).clamp_min(1e-3)
 
 
 def comparable(heads: Tensor, seen: Tensor) -> Tensor:

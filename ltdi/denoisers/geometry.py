@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltdi.errors import InvalidConfig
-from ltdi.experts import EXPERTS, TaskItems, all_experts, centred, comparable, leave_one_out, logits, uncentre
+from ltdi.experts import EXPERTS, TaskItems, all_experts, centred, comparable, logits, uncentre
 from ltdi.schedule import Schedule
 
 POOL_WEIGHT = 0.3  # of a pool item beside a labelled one, in the curvature
-ITEM_FACTS, TASK_FACTS, STATE_FACTS = 6, 14, 6
+POOL_SEEN = 256  # pool items that the steps look at; the closed forms see all of them
+ITEM_FACTS, TASK_FACTS, STATE_FACTS = 6, 8, 6
 START = {"logistic": 1.5, "logistic_loose": 1.5, "name_means": 1.0, "pool_means": 1.0, "self_training": 2.5}
 RESIDUAL = 0.3  # standard deviation of x_T beside the root mean square of the base's weights
 
@@ -54,11 +55,12 @@ class GeometryTask:
         scale: standard deviation of a weight of x_T.
         facts: `[TASK_FACTS]`.
         labelled, targets: `[M', D + 1]`, `[M', N]`, centred, with a constant 1.
-        pool: `[U, D + 1]`, likewise.
+        pool: `[U', D + 1]`, likewise.
         mean: `[D]`, what was subtracted.
         inverse_curvature: `[D + 1, D + 1]`.
-        expert_answers: `[E, U, N]`, probabilities of the experts on the pool.
-        nearest: `[U]`, the largest similarity of a pool item to a labelled one.
+        seen: `[U', D]`, the pool items that the steps look at.
+        expert_answers: `[U', N]`, mean probabilities of the experts on them.
+        nearest: `[U']`, the largest similarity of a pool item to a labelled one.
     """
 
     items: TaskItems
@@ -72,6 +74,7 @@ class GeometryTask:
     pool: Tensor
     mean: Tensor
     inverse_curvature: Tensor
+    seen: Tensor
     expert_answers: Tensor
     nearest: Tensor
 
@@ -92,8 +95,9 @@ def describe(items: TaskItems, base: str | None = None) -> GeometryTask:
     allowed = torch.zeros(len(EXPERTS), dtype=torch.bool)
     allowed[at] = True
     chosen = experts[EXPERTS.index(base or baseline_of(items))]
-    together = torch.cat([features, items.pool])
-    weights = torch.cat([features.new_ones(len(features)), features.new_full((len(items.pool),), POOL_WEIGHT)])
+    pool = items.pool[:POOL_SEEN]
+    together = torch.cat([features, pool])
+    weights = torch.cat([features.new_ones(len(features)), features.new_full((len(pool),), POOL_WEIGHT)])
     mean = (weights[:, None] * together).sum(0) / weights.sum()
     inputs = torch.cat([together - mean, together.new_ones(len(together), 1)], dim=1)
     curvature = 0.5 * inputs.T @ (weights[:, None] * inputs) + 0.1 * torch.eye(inputs.shape[1]).to(inputs)
@@ -109,8 +113,10 @@ def describe(items: TaskItems, base: str | None = None) -> GeometryTask:
         pool=inputs[len(features) :],
         mean=mean,
         inverse_curvature=torch.linalg.inv(curvature),
-        expert_answers=torch.softmax(logits(experts, items.pool), dim=-1),
-        nearest=(items.pool @ features.T).max(1).values if len(items.pool) else features.new_zeros(0),
+        seen=pool,
+        expert_answers=torch.softmax(logits(experts, pool), dim=-1).mul(allowed.to(experts)[:, None, None]).sum(0)
+        / allowed.sum(),
+        nearest=(pool @ features.T).max(1).values if len(pool) else features.new_zeros(0),
     )
 
 
@@ -127,10 +133,7 @@ def baseline_of(items: TaskItems) -> str:
 
 def _task_facts(items: TaskItems) -> Tensor:
     shots, size = float(items.counts.float().mean()), len(items.pool)
-    has_pool, left_out = float(size > 0), leave_one_out(items)
-    means, ridge, pooled = left_out.accuracy.tolist()
-    likelihood, ridge_likelihood, pooled_likelihood = (left_out.likelihood / math.log(items.ways)).tolist()
-    sure = math.sqrt(left_out.count / (left_out.count + 20))
+    has_pool = float(size > 0)
     return torch.tensor([
         math.log(items.ways) / 3 - 1,
         math.log1p(shots) - 1,
@@ -140,12 +143,6 @@ def _task_facts(items: TaskItems) -> Tensor:
         has_pool * math.log1p(shots),
         float(items.counts.float().std(unbiased=False)) / (1 + shots),
         has_pool * (math.log1p(size) / 3 - 2),
-        sure,
-        sure * (means - 0.5),
-        5 * sure * (ridge - means),
-        5 * sure * (pooled - means),
-        5 * sure * (ridge_likelihood - likelihood),
-        5 * sure * (pooled_likelihood - likelihood),
     ])  # fmt: skip
 
 
@@ -208,11 +205,11 @@ class _PoolView:
 
     def __init__(self, head: Tensor, task: GeometryTask) -> None:
         ways = task.items.ways
-        self.task, self.logits = task, logits(head, task.items.pool)
+        self.task, self.logits = task, logits(head, task.seen)
         self.answers = torch.softmax(self.logits, dim=1)
         top = self.answers.topk(min(2, ways), dim=1).values
         entropy = -(self.answers * self.answers.clamp_min(1e-9).log()).sum(1) / math.log(ways)
-        same = (self.answers * task.expert_answers).sum(2)[task.allowed].mean(0)
+        same = (self.answers * task.expert_answers).sum(1)
         mass = self.answers.mean(0)
         spread = (mass * (ways * mass).clamp_min(1e-6).log()).sum()
         size = torch.full_like(entropy, math.log(ways) / 3 - 1)
