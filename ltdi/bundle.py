@@ -25,6 +25,7 @@ from ltdi.errors import (
     InvalidConfig,
     InvalidFeatures,
     InvalidInput,
+    InvalidSupport,
     LimitExceeded,
     UnsupportedInput,
 )
@@ -342,7 +343,7 @@ class Bundle:
     def generate(
         self, inputs: Any = (), labels: Sequence[str] = (), *, seed: int = 0, classes: Sequence[str] | None = None,
         descriptions: Mapping[str, Any] | None = None, unlabelled: Any = None, draws: int = 1, check: bool = True,
-        fallback: str = "baseline", truncate: bool = False, on_stage: OnStage | None = None,
+        fallback: str = "baseline", refine_steps: int = 0, truncate: bool = False, on_stage: OnStage | None = None,
     ) -> Head:
         """The head of a task, from whatever there is of it.
 
@@ -356,6 +357,7 @@ class Bundle:
             draws: chains to average.
             check: measure `head.support_accuracy` on at most five folds.
             fallback: `baseline` returns the baseline where the folds say that it is clearly better; `none` never.
+            refine_steps: gradient steps from the generated weights, for who has a second more.
             truncate: shorten texts that are too long instead of refusing them.
             on_stage: told the seconds of `embed`, `sample` and `check`.
 
@@ -363,7 +365,7 @@ class Bundle:
             InvalidInput: what is wrong with the task.
             GenerationFailed: a fault of the bundle.
         """
-        options = Options(seed=seed, draws=draws, check=check, fallback=fallback)
+        options = Options(seed=seed, draws=draws, check=check, fallback=fallback, refine_steps=refine_steps)
         support = self.support(
             inputs, labels, classes=classes, descriptions=descriptions, unlabelled=unlabelled, truncate=truncate
         )
@@ -391,7 +393,88 @@ class Bundle:
             fallback_margin=self.config.fallback_margin, timer=timer,
         )
         heads.update(zip(rest, made, strict=True))
+        for i in rest:
+            heads[i].request = requests[i]
         return [heads[i] for i in range(len(requests))]
+
+    def update(
+        self, head: Head, inputs: Any = (), labels: Sequence[str] = (), *, unlabelled: Any = None, truncate: bool = False
+    ) -> Head:
+        """A new head of the same classes, from what `head` was generated from and more examples or pool items.
+
+        Args:
+            head: one that this bundle generated in this process.
+            inputs, labels, unlabelled: as for `generate`; they are added to those that were there.
+
+        Raises:
+            InvalidInput: `head` keeps no support set (it comes from a file), or what is wrong with what is added.
+        """
+        request = self._request_of(head)
+        old = request.task
+        more = self._examples(inputs, {}, _only_tensor(old.inputs), truncate)
+        pool = old.unlabelled
+        if unlabelled is not None and len(unlabelled):
+            added = self.prepare(unlabelled, field="unlabelled", truncate=truncate)
+            pool = added if pool is None else _joined(pool, added, "unlabelled")
+        return self._again(
+            request, inputs=_joined(old.inputs, more, "support"), labels=(*old.labels, *labels), unlabelled=pool
+        )
+
+    def add_class(
+        self, head: Head, label: str, inputs: Any = (), *, description: Any = None, truncate: bool = False
+    ) -> Head:
+        """A new head with one class more, from its examples, its description, or both; its row is the last.
+
+        Raises:
+            InvalidInput: as for `update`; the class is there already, or has nothing.
+        """
+        request = self._request_of(head)
+        old = request.task
+        if label in old.classes:
+            raise InvalidSupport(f"class {label!r} is there already; use `update` to give it more", field="classes")
+        if description is not None and not self.takes_descriptions:
+            raise UnsupportedInput(f"bundle {self.name!r} does not use descriptions; give examples", field="descriptions")
+        described = {} if description is None else self._descriptions({label: description}, truncate)
+        more = self._examples(inputs, described, _only_tensor(old.inputs), truncate)
+        return self._again(
+            request, inputs=_joined(old.inputs, more, "support"), labels=(*old.labels, *[label] * len(more)),
+            classes=(*old.classes, label), descriptions={**(old.descriptions or {}), **described} or None,
+        )
+
+    def remove_class(self, head: Head, label: str) -> Head:
+        """A new head without a class; the others keep their order.
+
+        Raises:
+            InvalidInput: as for `update`; there is no such class, or fewer than two would be left.
+        """
+        request = self._request_of(head)
+        old = request.task
+        if label not in old.classes:
+            raise InvalidSupport(f"there is no class {label!r} in this head", field="classes")
+        kept = torch.tensor([i for i, one in enumerate(old.labels) if one != label], dtype=torch.long)
+        return self._again(
+            request, inputs=take(old.inputs, kept), labels=[old.labels[i] for i in kept.tolist()],
+            classes=[one for one in old.classes if one != label],
+            descriptions={k: v for k, v in (old.descriptions or {}).items() if k != label} or None,
+        )
+
+    def _request_of(self, head: Head) -> HeadRequest:
+        request = head.request
+        if request is None or not isinstance(request.task, SupportSet):
+            raise InvalidInput(
+                "this head keeps no support set: it comes from a file or from a task embedding; generate it again"
+            )
+        if head.metadata.get("bundle_digest") != self.digest:
+            raise InvalidInput("this head was generated by another bundle; use that one")
+        return request
+
+    def _again(self, request: HeadRequest, **changes: Any) -> Head:
+        old = request.task
+        kept = {
+            name: getattr(old, name) for name in ("inputs", "labels", "classes", "descriptions", "unlabelled")
+        } | changes
+        task = SupportSet.of(kept.pop("inputs"), kept.pop("labels"), limits=self.limits, **kept)
+        return self.generate_many([HeadRequest(task, request.options)])[0]
 
     def _check_embedding(self, task: TaskEmbedding) -> None:
         if task.bundle_digest != self.digest:
@@ -513,6 +596,25 @@ def _tensor(array: Tensor | np.ndarray) -> Tensor:
     if array.dtype.kind not in "fiu":
         return torch.zeros(0, dtype=torch.bool)
     return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+
+
+def _only_tensor(items: Items) -> Tensor | None:
+    return items if isinstance(items, Tensor) else None
+
+
+def _joined(items: Items, more: Items, field: str) -> Items:
+    """Both, one after the other; an empty part may be of another kind.
+
+    Raises:
+        InvalidInput: texts and features, or features of another size.
+    """
+    if not len(items) or not len(more):
+        return more if len(more) else items
+    if isinstance(items, Tensor) and isinstance(more, Tensor) and items.shape[1:] == more.shape[1:] and items.dtype == more.dtype:
+        return torch.cat([items, more])
+    if isinstance(items, tuple) and isinstance(more, tuple):
+        return items + more
+    raise InvalidInput("what is added is of another kind or size than what is there", field=field)
 
 
 def _read_text(path: Path) -> str:

@@ -34,12 +34,14 @@ class CalibrationRow:
         shots: examples a class.
         strength: factor of the generated residual; 0 is the baseline.
         temperature, baseline_temperature: divisors of logits for probabilities.
+        reject_threshold: of `Head.none_of_these`; None where none was fitted.
     """
 
     shots: int
     strength: float
     temperature: float = 1.0
     baseline_temperature: float = 1.0
+    reject_threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,12 @@ class Calibration:
         """`at` for a single number."""
         x, y = self._nodes(field)
         return float(np.interp(math.log(max(shots, 1)), x, y))
+
+    def reject_threshold(self, shots: float) -> float | None:
+        """Where none of the classes begins; None where it was not fitted for every row."""
+        if any(row.reject_threshold is None for row in self.rows):
+            return None
+        return self.once(shots, "reject_threshold")
 
     def _nodes(self, field: str) -> tuple[list[float], list[float]]:
         return [math.log(row.shots) for row in self.rows], [float(getattr(row, field)) for row in self.rows]

@@ -6,14 +6,18 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltdi.errors import DamagedFile, InvalidFeatures
+from ltdi.errors import DamagedFile, InvalidFeatures, InvalidInput
 from ltdi.files import parse_json, read_safetensors, safetensors_bytes, write_bytes
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
 
 FORMAT = "ltdi.head"
 FORMAT_VERSION = "1"
@@ -65,6 +69,7 @@ class Head(nn.Module):
         self.normalise = normalise
         self.temperature = float(temperature)
         self.metadata = dict(metadata or {})
+        self.request: Any = None  # what it was generated from (`HeadRequest`), in memory only: no file holds it
         self.register_buffer("feature_mean", feature_mean)
 
     @property
@@ -115,6 +120,55 @@ class Head(nn.Module):
     def predict(self, features: Tensor) -> list[str]:
         """The label of each feature in `[M, D]`."""
         return [self.labels[row] for row in self(features).argmax(-1).tolist()]
+
+    @property
+    def reject_threshold(self) -> float | None:
+        """The `none_of_these` score above which an item is taken to belong to no class; None where none was fitted."""
+        return self.metadata.get("reject_threshold")
+
+    @torch.inference_mode()
+    def none_of_these(self, features: Tensor) -> Tensor:
+        """How little each feature in `[..., D]` looks like any of the classes, `[...]`: large is none of them.
+
+        Minus the largest logit above the mean of the logits, in units of the temperature.
+        """
+        answers = self(features) / self.temperature
+        return answers.mean(-1) - answers.max(-1).values
+
+    def is_none_of_these(self, features: Tensor) -> Tensor:
+        """Which features in `[..., D]` are taken to belong to no class, `[...]`, boolean.
+
+        Raises:
+            InvalidInput: the head has no threshold.
+        """
+        if self.reject_threshold is None:
+            raise InvalidInput("this head has no reject_threshold; compare `none_of_these` with one of your own")
+        return self.none_of_these(features) > self.reject_threshold
+
+    def to_sklearn(self) -> LogisticRegression:
+        """A scikit-learn classifier with the same answers and probabilities, on features as the layer sees them.
+
+        That is: at unit length where `normalise` is `l2`, which sentence encoders give anyway.
+
+        Raises:
+            InvalidInput: a head of two layers, or one that centres features.
+            ModuleNotFoundError: scikit-learn is not installed.
+        """
+        if len(self.layers) != 1 or self.normalise == "center_l2":
+            raise InvalidInput("only a head of one layer, that does not centre features, is a logistic regression")
+        from sklearn.linear_model import LogisticRegression
+
+        weight = self.layers[0].weight.detach().double().numpy() / self.temperature
+        bias = self.layers[0].bias.detach().double().numpy() / self.temperature
+        order = np.argsort(np.array(self.labels))
+        weight, bias = weight[order], bias[order]
+        model = LogisticRegression()
+        model.classes_ = np.array(self.labels)[order]
+        if len(order) == 2:
+            weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
+        model.coef_, model.intercept_ = weight, bias
+        model.n_features_in_, model.n_iter_ = self.feature_size, np.array([0])
+        return model
 
     def to_bytes(self) -> bytes:
         """The head as a safetensors file; the same head gives the same bytes."""

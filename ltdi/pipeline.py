@@ -20,6 +20,7 @@ from ltdi.experts import TaskItems
 from ltdi.files import parse_json, read_safetensors
 from ltdi.generator import Generator, GeometryGenerator, TaskBatch, draw_noise, generate_weights
 from ltdi.heads import Head, is_text, load_head
+from ltdi.refine import MAX_STEPS, refine
 from ltdi.support import CanonicalTask, SupportSet
 
 MAX_FOLDS = 5
@@ -41,12 +42,14 @@ class Options:
         draws: chains whose results are averaged.
         check: measure held-out accuracy on folds of the support.
         fallback: `baseline` returns the baseline where the folds say that it is clearly better; `none` never.
+        refine_steps: gradient steps from the generated weights.
     """
 
     seed: int = 0
     draws: int = 1
     check: bool = True
     fallback: str = "baseline"
+    refine_steps: int = 0
 
     def __post_init__(self) -> None:
         if type(self.seed) is not int or not 0 <= self.seed < 2**63:
@@ -55,6 +58,11 @@ class Options:
             raise InvalidInput(f"draws is {self.draws!r}; it must be an integer", field="options/draws")
         if not 1 <= self.draws <= MAX_DRAWS:
             raise LimitExceeded(f"draws is {self.draws}; it must lie in 1..{MAX_DRAWS}", field="options/draws")
+        if type(self.refine_steps) is not int or not 0 <= self.refine_steps <= MAX_STEPS:
+            raise LimitExceeded(
+                f"refine_steps is {self.refine_steps!r}; it must be an integer in 0..{MAX_STEPS}",
+                field="options/refine_steps",
+            )
         if self.fallback not in FALLBACKS:
             raise InvalidInput(
                 f"fallback is {self.fallback!r}; known: {', '.join(FALLBACKS)}", field="options/fallback"
@@ -270,6 +278,8 @@ def generate_heads(
             rows, held = _rows(generator, [tasks[i] for i in members], [options[i] for i in members])
             noise = _noise(generator, rows, [options[i] for i in _owners(members, held)], ways)
             weights, base = _sampled(generator, rows, noise, ways)
+            owners = _owners(members, held)
+            weights = _refined(generator, rows, [options[i].refine_steps for i in owners], weights)
         with timer.stage("check"):
             at = 0
             for i, masks in zip(members, held, strict=True):
@@ -290,6 +300,23 @@ def _sampled(generator: Generator, rows: Sequence[_Row], noise: Tensor, ways: in
         return torch.stack(made), torch.stack([task.base for task in described])
     batch = generator.describe(statistics_of(rows, ways))
     return generate_weights(generator, batch, noise.to(batch.base.device)), batch.base
+
+
+def _refined(generator: Generator, rows: Sequence[_Row], steps: Sequence[int], weights: Tensor) -> Tensor:
+    """Weights after each row's own steps, on the examples of the row.
+
+    Raises:
+        UnsupportedInput: steps are asked of a recipe whose heads have two layers.
+    """
+    if not any(steps):
+        return weights
+    if generator.recipe == "paper":
+        raise UnsupportedInput("heads of two layers are not refined; leave it 0", field="options/refine_steps")
+    made = []
+    for row, count, own in zip(rows, steps, weights, strict=True):
+        features = row.features if generator.normalise == "none" else row.items.examples
+        made.append(refine(own, features, row.class_index.to(features.device), count))
+    return torch.stack(made)
 
 
 def _rows(
@@ -383,7 +410,7 @@ def build_head(
             "method": method,
             "support_accuracy": accuracy,
             "baseline_support_accuracy": baseline_accuracy,
-            "reject_threshold": None,
+            "reject_threshold": generator.calibration.reject_threshold(shots),
         },
     )
 

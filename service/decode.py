@@ -272,8 +272,6 @@ class Decoder:
         bundle = self.find(fields.model)
         if fields.kind != "head":
             raise Problem("input-unsupported", f"model {bundle.name!r} makes heads, not {fields.kind!r}", "kind")
-        if fields.options.refine_steps:
-            raise Problem("input-unsupported", "no bundle of this release refines; leave it 0", "options/refine_steps")
         return bundle
 
     def _call(
@@ -302,7 +300,10 @@ def options_of(fields: schemas.TaskFields) -> Options:
         InvalidInput: out of range.
     """
     options = fields.options
-    return Options(seed=fields.seed, draws=options.draws, check=options.check, fallback=options.fallback)
+    return Options(
+        seed=fields.seed, draws=options.draws, check=options.check, fallback=options.fallback,
+        refine_steps=options.refine_steps,
+    )
 
 
 def form_of(items: Sequence[schemas.Item], where: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from hashlib import sha256
 from threading import Lock
 from typing import Any
@@ -75,8 +75,7 @@ class Artefact:
 
 def etag_of(call: HeadCall, form: str) -> str:
     """Digest of bundle, canonical task, seed, options and form."""
-    options = call.request.options
-    parts = [call.bundle.digest, call.identity, options.seed, options.draws, options.check, options.fallback, form]
+    parts = [call.bundle.digest, call.identity, astuple(call.request.options), form]
     return sha256(json.dumps(parts).encode()).hexdigest()[:40]
 
 

@@ -47,7 +47,7 @@ class OptionsSpec(Strict):
         "baseline", description="what comes back where the baseline is better"
     )
     draws: int = Field(1, description="chains whose results are averaged")
-    refine_steps: int = Field(0, description="steps of refinement; no bundle of this release refines")
+    refine_steps: int = Field(0, description="gradient steps from the generated weights")
     check: bool = Field(True, description="measure accuracy on at most five folds of the support")
     truncate: bool = Field(False, description="shorten texts that are too long; images and features ignore it")
 

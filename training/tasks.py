@@ -17,6 +17,7 @@ SHOTS = (0, 1, 2, 5, 10)
 INFORMATION = ("examples", "names", "pool", "all")
 POOL_SIZE = 1000
 MOST_QUERIES = 2000
+MOST_WAYS = 150  # sets of more classes are never taken whole
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def draw_task(data: FeatureSet, mixture: Mixture, chance: np.random.Generator) -
     if shots == 0 and not named:
         return None
     ways, classes = len(data.classes), None
-    if ways > 5 and chance.random() > mixture.whole:
+    if ways > MOST_WAYS or (ways > 5 and chance.random() > mixture.whole):
         largest = min(ways, mixture.most_ways)
         classes = chance.permutation(ways)[: round(math.exp(chance.uniform(math.log(2), math.log(largest))))].tolist()
     pool_size = int(math.exp(chance.uniform(*np.log(mixture.pools)))) if chance.random() < 0.5 else 0

@@ -100,7 +100,7 @@ ROWS = [
     ("description for a body that reads none", post(support=PAIR, classes=[{"label": "a", "description": "x"}, {"label": "b"}]), 422, "input-unsupported", "/classes"),
     ("pool", post(support=PAIR, unlabelled=[{"features": A}]), 422, "input-unsupported", "/unlabelled"),
     ("adapter", post(support=PAIR, kind="lora"), 422, "input-unsupported", "/kind"),
-    ("refinement", post(support=PAIR, options={"refine_steps": 1}), 422, "input-unsupported", "/options/refine_steps"),
+    ("too much refinement", post(support=PAIR, options={"refine_steps": 5000}), 422, "limit-exceeded", "/options/refine_steps"),
     ("damaged image", post(support=[{"label": "a", "image": NOT_IMAGE}, {"label": "b", "image": NOT_IMAGE}]), 422, "image-invalid", "/support/0"),
     ("image cut short", post(support=[{"label": x, "image": base64.b64encode(png(torch.arange(784).reshape(28, 28).to(torch.uint8))[:-30]).decode()} for x in "ab"]), 422, "image-invalid", "/support/0"),
     ("not base64", post(support=[{"label": "a", "image": "%%"}, {"label": "b", "image": "%%"}]), 422, "request-invalid", "/support/0/image"),

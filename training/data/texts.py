@@ -47,8 +47,11 @@ def spaced(label: str) -> str:
     return " ".join(label.split())
 
 
-def load_texts(data: Path, name: str) -> TextSet:
+def load_texts(data: Path, name: str, most: int | None = None) -> TextSet:
     """The set `NAME.jsonl.gz` under `data` or `data/text`, each line with `text`, `label`, `split`.
+
+    Args:
+        most: rows, evenly spaced, where a set has more and is only trained on.
 
     Raises:
         DataMissing: no such file.
@@ -58,6 +61,8 @@ def load_texts(data: Path, name: str) -> TextSet:
         raise DataMissing(f"text set {name!r} is not under {data}; it is the file {name}.jsonl.gz")
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
+    if most is not None and len(rows) > most:
+        rows = [rows[i * len(rows) // most] for i in range(most)]
     return of_rows(name, [(row["text"], str(row["label"]), row["split"]) for row in rows], written_names(name))
 
 
