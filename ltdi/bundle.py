@@ -279,10 +279,10 @@ class Bundle:
             return
         size = inputs.shape[-1]
         others = {"unlabelled": pool} | {f"descriptions/{label}": value for label, value in described.items()}
-        for field, part in others.items():
+        for where, part in others.items():
             if isinstance(part, Tensor) and part.shape[-1] != size:
                 raise InvalidFeatures(
-                    f"features of {field} have size {part.shape[-1]}; those of the examples {size}", field=field
+                    f"features of {where} have size {part.shape[-1]}; those of the examples {size}", field=where
                 )
 
     @torch.inference_mode()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from training.cards import card_of, eq2_table, markdown_table
 from training.comparators import BaseStatistics
 from training.configs import EXPERIMENTS, experiment
 from training.configs.experiment import ELSEWHERE, Experiment
+from training.configs.text import TEXT_EXPERIMENTS
 from training.evaluate import Bank, columns, evaluate_column
 from training.export import make_bundle
 from training.meta_train import meta_train as train_default
@@ -26,8 +29,29 @@ from training.prepare import prepare as prepare_trajectories
 from training.runs import Workspace, centre_and_scale, commit, seeded, threads
 
 SEEDS = (0, 1, 2)
+Command = Callable[[list[str]], int]
 
 
+def _text_too(name: str) -> Callable[[Command], Command]:
+    """Sends a command on where its config is one of text; what that needs is imported only then."""
+
+    def wrap(of_images: Command) -> Command:
+        @functools.wraps(of_images)
+        def run(argv: list[str]) -> int:
+            chooser = argparse.ArgumentParser(add_help=False)
+            chooser.add_argument("--config", default="")
+            if chooser.parse_known_args(argv)[0].config in TEXT_EXPERIMENTS:
+                from training import text_commands
+
+                return getattr(text_commands, f"{name.replace('-', '_')}_text")(argv)
+            return of_images(argv)
+
+        return run
+
+    return wrap
+
+
+@_text_too("prepare")
 def prepare(argv: list[str]) -> int:
     """Train the body and prepare trajectories (Algorithm 1)."""
     parser = _parser("prepare", prepare.__doc__)
@@ -49,6 +73,7 @@ def prepare(argv: list[str]) -> int:
     return 0
 
 
+@_text_too("meta-train")
 def meta_train(argv: list[str]) -> int:
     """Meta-train the denoiser (Algorithm 2, or the default recipe's own)."""
     parser = _parser("meta-train", meta_train.__doc__)
@@ -82,6 +107,7 @@ def _train_default(workspace: Workspace, body: nn.Module, out: Path) -> None:
     )
 
 
+@_text_too("export")
 def export(argv: list[str]) -> int:
     """Fit strength, temperature and fallback margin on validation classes, and write the bundle."""
     parser = _parser("export", export.__doc__)
@@ -98,6 +124,7 @@ def export(argv: list[str]) -> int:
     return 0
 
 
+@_text_too("evaluate")
 def evaluate(argv: list[str]) -> int:
     """Measure a bundle on test classes against the closed forms, and write its card."""
     parser = _parser("evaluate", evaluate.__doc__)
@@ -210,7 +237,7 @@ def median_of(runs: list):
 
 def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"ltdi {name}", description=description)
-    parser.add_argument("--config", required=True, help=f"one of: {', '.join(EXPERIMENTS)}")
+    parser.add_argument("--config", required=True, help=f"one of: {', '.join((*EXPERIMENTS, *TEXT_EXPERIMENTS))}")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data set (default: data)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of checkpoints and trajectories")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's own)")

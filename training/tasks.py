@@ -151,7 +151,7 @@ def draw_task(data: FeatureSet, mixture: Mixture, chance: np.random.Generator) -
         return None
     pool = task.pool
     if len(pool) and classes is not None and chance.random() < mixture.polluted:
-        others = np.concatenate([data.train_rows[row] for row in range(ways) if row not in set(classes)])
+        others = np.concatenate([[], *(data.train_rows[row] for row in range(ways) if row not in set(classes))])
         pool = torch.cat([pool, data.features[torch.from_numpy(chance.permutation(others)[: len(pool) // 3]).long()]])
     examples, index = task.examples, task.class_index
     if shots and chance.random() < mixture.uneven:

@@ -195,6 +195,8 @@ def table(cells: Mapping[Key, Answers], seeds: int) -> dict[str, Any]:
             row[f"difference_{name}"] = resampling.estimate(100 * float(difference.mean()), draws).json()
             (drawn_strict if strict else drawn).append((100 * float(difference.mean()), draws))
         row |= {name: round(float(np.mean(values)), 4) for name, values in cell.facts.items()}
+        if LOGISTIC in cell.right:
+            row["logistic_regression"] = round(100 * float(np.mean([r.mean() for r in cell.right[LOGISTIC]])), 2)
         rows.append(row)
     for method, order in ONE_FOR_ALL.items():
         for key, cell in cells.items():
