@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 SHARPNESS = 10.0  # of logits from class means of unit vectors: 2 SHARPNESS times the inner product
+LEAST_CURVATURE = 0.12  # of the quadratic that a step of logistic regression solves; for N classes sqrt(1 / 2 N)
 SPREAD = 4.0  # standard deviation of an expert's logits over items and classes, before they are mixed
 EXPERTS = (
     "means", "cosine", "name_means", "logistic", "logistic_loose", "logistic_examples",
@@ -97,27 +98,31 @@ def from_means(means: Tensor) -> Tensor:
 class LogisticRegression:
     """Multinomial logistic regression on weighted items, by accelerated majorisation; fitted again for other targets.
 
-    Minimises the weighted sum of cross entropies + |W|^2 / (2 C), W with its bias. Each step solves the quadratic
-    that Böhning (1992) puts above the loss, in the space of items where these are fewer than features, else in that
-    of features; momentum restarts where it points uphill. From 0, the first step is ridge regression.
+    Minimises the weighted sum of cross entropies + |W|^2 / (2 C), W with its bias. Each step solves a quadratic as
+    Böhning (1992) puts above the loss, in the space of items where these are fewer than features, else in that of
+    features; momentum restarts where it points uphill. From 0, the first step is ridge regression. Böhning's curvature,
+    1/2, is that of two classes which share an item evenly; among many classes it is far too steep, and a smaller one
+    gets there in half the steps (`DECISIONS.md`).
 
     Args:
         features: `[M, D]`.
         weights: `[M]`, above 0.
+        ways: N.
         inverse_strength: C.
     """
 
-    def __init__(self, features: Tensor, weights: Tensor, inverse_strength: float = 10.0) -> None:
+    def __init__(self, features: Tensor, weights: Tensor, ways: int, inverse_strength: float = 10.0) -> None:
+        curvature = max(LEAST_CURVATURE, 0.5 * (2 / ways) ** 0.5)
         self.mean = (weights[:, None] * features).sum(0) / weights.sum()
         self.inputs = x = torch.cat([features - self.mean, features.new_ones(len(features), 1)], dim=1)
         self.weights, self.inverse_strength = weights[:, None], inverse_strength
         self.by_item = len(x) <= x.shape[1]
         if self.by_item:
             self.gram, self.penalty = x @ x.T, 1 / (inverse_strength * self.weights)
-            self.solve = torch.linalg.inv(0.5 * self.gram + torch.diag(self.penalty.squeeze(1)))
+            self.solve = torch.linalg.inv(curvature * self.gram + torch.diag(self.penalty.squeeze(1)))
         else:
-            curvature = 0.5 * x.T @ (self.weights * x)
-            self.solve = torch.linalg.inv(curvature + torch.eye(x.shape[1]).to(x) / inverse_strength)
+            steep = curvature * x.T @ (self.weights * x)
+            self.solve = torch.linalg.inv(steep + torch.eye(x.shape[1]).to(x) / inverse_strength)
         self.found: Tensor | None = None
 
     def fit(self, targets: Tensor, iterations: int) -> Tensor:
@@ -178,7 +183,7 @@ class SelfTraining:
     def __init__(self, items: TaskItems, weight: float = 0.3, sharpness: float = 4.0) -> None:
         features, self._targets = items.labelled
         weights = torch.cat([features.new_ones(len(features)), features.new_full((len(items.pool),), weight)])
-        self._regression = LogisticRegression(torch.cat([features, items.pool]), weights)
+        self._regression = LogisticRegression(torch.cat([features, items.pool]), weights, items.ways)
         self._pool, self._sharpness = items.pool, sharpness
 
     def fit(self, start: Tensor, iterations: tuple[int, ...]) -> Tensor:
@@ -198,18 +203,19 @@ def all_experts(items: TaskItems) -> dict[str, Tensor]:
     means = targets.T @ features / counts.clamp_min(1)[:, None]
     named = items.named.to(features)
     with_name = (means * counts[:, None] + named[:, None] * items.names) / (counts + named).clamp_min(1)[:, None]
-    logistic = LogisticRegression(features, ones).fit(targets, 15)
+    logistic = LogisticRegression(features, ones, items.ways).fit(targets, 20)
     heads = {
         "means": from_means(means),
         "cosine": from_means(unit(means)),
         "name_means": from_means(with_name),
         "logistic": logistic,
-        "logistic_loose": LogisticRegression(features, ones, 30.0).fit(targets, 20),
+        "logistic_loose": LogisticRegression(features, ones, items.ways, 30.0).fit(targets, 20),
         "logistic_examples": logistic,
     }
     if bool(items.named.any()) and bool((items.counts > 0).all()):
         of_examples = F.one_hot(items.class_index, items.ways).to(features)
-        heads["logistic_examples"] = LogisticRegression(items.examples, ones[: len(of_examples)]).fit(of_examples, 15)
+        regression = LogisticRegression(items.examples, ones[: len(of_examples)], items.ways)
+        heads["logistic_examples"] = regression.fit(of_examples, 20)
     if len(items.pool):
         for name, sharpness, weight in (
             ("pool_means", 20.0, 0.3), ("pool_means_wide", 10.0, 1.0), ("pool_means_full", 20.0, 1.0)

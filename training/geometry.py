@@ -32,7 +32,7 @@ class GeometryTraining:
         tasks: in the bank.
         mixing_steps, mixing_batch, mixing_lr: of the first stage, which mixes closed forms without a chain.
         chain_steps, chain_batch, chain_lr: of the second, through the 20 steps.
-        weight_decay: of the first.
+        pull: of the first stage, back to the preferences that it begins with.
         trajectory_weight: of Eq. 2 beside the task loss, in the second.
         seed: of tasks and noise.
     """
@@ -41,10 +41,10 @@ class GeometryTraining:
     mixing_steps: int = 400
     mixing_batch: int = 32
     mixing_lr: float = 0.02
-    chain_steps: int = 150
+    chain_steps: int = 100
     chain_batch: int = 8
-    chain_lr: float = 0.005
-    weight_decay: float = 0.03
+    chain_lr: float = 0.001
+    pull: float = 0.003
     trajectory_weight: float = 0.0
     seed: int = 0
 
@@ -107,9 +107,8 @@ def _train_mixing(
 ) -> None:
     layer, count = generator.denoiser.by_task, len(EXPERTS)
     answers = [logits(one.task.experts, one.queries).detach() for one in bank]
-    optimizer, schedule = _optimizer(
-        list(layer.parameters()), training.mixing_lr, training.mixing_steps, training.weight_decay
-    )
+    optimizer, schedule = _optimizer(list(layer.parameters()), training.mixing_lr, training.mixing_steps)
+    start = [parameter.detach().clone() for parameter in layer.parameters()]
     for step in range(training.mixing_steps):
         losses = []
         for i in chance.choice(len(bank), training.mixing_batch, p=share):
@@ -117,7 +116,8 @@ def _train_mixing(
             mixing = torch.softmax(chosen[:count].masked_fill(~bank[i].task.allowed, -torch.inf), dim=0)
             mixed = torch.tensordot(mixing, answers[i], dims=1) * torch.exp(chosen[-1])
             losses.append(task_loss(mixed, bank[i].targets) / bank[i].reference)
-        _step(torch.stack(losses).mean(), optimizer, schedule, list(layer.parameters()))
+        away = sum((now - then).square().sum() for now, then in zip(layer.parameters(), start, strict=True))
+        _step(torch.stack(losses).mean() + training.pull * away, optimizer, schedule)
         if progress is not None:
             progress.step(step + 1, mixing_loss=float(torch.stack(losses).mean().detach()))
 
@@ -127,7 +127,7 @@ def _train_chain(
     training: GeometryTraining, progress: RunLog | None,
 ) -> None:
     parameters = list(generator.parameters())
-    optimizer, schedule = _optimizer(parameters, training.chain_lr, training.chain_steps, 0.0)
+    optimizer, schedule = _optimizer(parameters, training.chain_lr, training.chain_steps)
     for step in range(training.chain_steps):
         total = 0.0
         for i in chance.choice(len(bank), training.chain_batch, p=share):
@@ -145,15 +145,14 @@ def _train_chain(
 
 
 def _optimizer(
-    parameters: list[Tensor], lr: float, steps: int, weight_decay: float
+    parameters: list[Tensor], lr: float, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.Adam(parameters, lr=lr)
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2))
 
 
 def _step(
-    loss: Tensor, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler,
-    parameters: list[Tensor],
+    loss: Tensor, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
 ) -> None:
     optimizer.zero_grad()
     loss.backward()

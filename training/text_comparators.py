@@ -81,7 +81,7 @@ def comparators(task: WholeTask, base: BaseStatistics | None, raw: bool = False)
                 from_means(soft_means(means, counts + weight, task.pool, sharpness, share)),
             )
     for strength in STRENGTHS:
-        head = LogisticRegression(together, torch.ones(len(together)), strength).fit(both, 30)
+        head = LogisticRegression(together, torch.ones(len(together)), ways, strength).fit(both, 30)
         yield Comparator(f"logistic with names C={strength:g}", needs, head)
         if strength == 10.0 and len(task.pool):
             trained = SelfTraining(task.items("all", raw)).fit(head, (8, 4, 4))
@@ -108,7 +108,7 @@ def _from_examples(
     for strength in (0.1, 1.0):
         yield Comparator(f"ridge {strength:g}", nothing, ridge(x, targets, strength))
     for strength in STRENGTHS:
-        head = LogisticRegression(x, torch.ones(len(x)), strength).fit(targets, 30)
+        head = LogisticRegression(x, torch.ones(len(x)), len(task.classes), strength).fit(targets, 30)
         yield Comparator(f"logistic C={strength:g}", nothing, head)
         if strength == 10.0 and len(task.pool):
             yield Comparator(SELF_TRAINING, pool, SelfTraining(task.items("pool")).fit(head, (8, 4, 4)))

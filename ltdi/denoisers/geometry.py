@@ -22,7 +22,11 @@ from ltdi.schedule import Schedule
 POOL_WEIGHT = 0.3  # of a pool item beside a labelled one, in the curvature
 POOL_SEEN = 256  # pool items that the steps look at; the closed forms see all of them
 ITEM_FACTS, TASK_FACTS, STATE_FACTS = 6, 8, 6
-START = {"logistic": 1.5, "logistic_loose": 1.5, "name_means": 1.0, "pool_means": 1.0, "self_training": 2.5}
+START = {  # of the mixture, before training: a preference, and how it grows with the logarithm of examples a class
+    "means": (-0.5, -0.7), "cosine": (-0.5, -0.7), "name_means": (0.7, -0.7), "logistic": (1.5, 1.0),
+    "logistic_loose": (1.5, 1.0), "pool_means": (1.0, -1.0), "pool_means_full": (0.5, -1.0),
+    "pool_means_wide": (0.0, -1.0), "self_training": (2.5, 1.5), "self_training_means": (1.0, 0.5),
+}  # fmt: skip
 RESIDUAL = 0.3  # standard deviation of x_T beside the root mean square of the base's weights
 
 
@@ -163,8 +167,9 @@ class Geometry(nn.Module):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.by_task.bias)
         with torch.no_grad():
-            for name, value in START.items():
-                self.by_task.bias[EXPERTS.index(name)] = value
+            for name, (preference, growth) in START.items():
+                self.by_task.bias[EXPERTS.index(name)] = preference
+                self.by_task.weight[EXPERTS.index(name), 1] = growth  # `_task_facts`: examples a class
         nn.init.zeros_(self.item_weight.bias)
 
     def waypoint(self, head: Tensor, t: int, task: GeometryTask) -> Tensor:
