@@ -89,7 +89,7 @@ def build_generator(config: BundleConfig) -> Generator:
     if config.recipe == "geometry":
         if config.geometry is None:
             raise InvalidConfig("the geometry recipe needs `geometry`", field="geometry")
-        return GeometryGenerator(config.schedule, config.geometry, config.calibration)
+        return GeometryGenerator(config.schedule, config.geometry, config.calibration, config.head_sizes[0])
     size = config.head_sizes[0]
     centre, scale = torch.zeros(size), torch.ones(size)
     if config.recipe == "default":

@@ -20,6 +20,7 @@ SPREAD = 4.0  # standard deviation of an expert's logits over items and classes,
 EXPERTS = (
     "means", "cosine", "name_means", "logistic", "logistic_loose", "logistic_examples",
     "pool_means", "pool_means_wide", "pool_means_full", "self_training", "self_training_means",
+    "directed_means", "directed_pool",
 )  # fmt: skip
 
 
@@ -196,8 +197,24 @@ class SelfTraining:
         return head
 
 
-def all_experts(items: TaskItems) -> dict[str, Tensor]:
-    """The heads of all closed forms that the task allows, in the order of `EXPERTS`."""
+def directed(prototypes: Tensor, directions: Tensor) -> Tensor:
+    """Where the items of classes lie whose names, examples, or both lie at `prototypes` `[N, D]`, at unit length.
+
+    What is known of a domain's directions (`training.directions`) moves them by a linear map.
+
+    Args:
+        directions: `[D, D]`.
+    """
+    prototypes = unit(prototypes)
+    return unit(prototypes + prototypes @ directions)
+
+
+def all_experts(items: TaskItems, directions: Tensor | None = None) -> dict[str, Tensor]:
+    """The heads of all closed forms that the task allows, in the order of `EXPERTS`.
+
+    Args:
+        directions: `[D, D]`, of a bundle that knows a domain.
+    """
     features, targets = items.labelled
     ones, counts = features.new_ones(len(features)), targets.sum(0)
     means = targets.T @ features / counts.clamp_min(1)[:, None]
@@ -224,6 +241,11 @@ def all_experts(items: TaskItems) -> dict[str, Tensor]:
         training = SelfTraining(items)
         heads["self_training"] = training.fit(logistic, (8, 4, 4))
         heads["self_training_means"] = training.fit(heads["pool_means"], (4, 4))
+    if directions is not None:
+        moved = directed(means, directions)
+        heads["directed_means"] = from_means(moved)
+        if len(items.pool):
+            heads["directed_pool"] = from_means(soft_means(moved, counts, items.pool, 20.0, 0.3))
     return heads
 
 

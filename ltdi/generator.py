@@ -199,8 +199,11 @@ class ResidualGenerator(OneLayer):
 class GeometryGenerator(OneLayer):
     """The `geometry` recipe: closed forms of the task mixed and carried on, for any encoder.
 
-    It takes names of classes and a pool beside examples, and sees similarities alone. Tasks go one by one: they
-    share no size.
+    It takes names of classes and a pool beside examples, and sees similarities alone, but for the directions of a
+    domain where the bundle knows one. Tasks go one by one: they share no size.
+
+    Args:
+        feature_size: D, for a bundle with directions.
     """
 
     recipe = "geometry"
@@ -208,12 +211,15 @@ class GeometryGenerator(OneLayer):
     has_views = False
 
     def __init__(
-        self, schedule: ScheduleConfig, denoiser: GeometryConfig, calibration: Calibration | None = None
+        self, schedule: ScheduleConfig, denoiser: GeometryConfig, calibration: Calibration | None = None,
+        feature_size: int = 0,
     ) -> None:
         super().__init__()
         self.schedule = Schedule(schedule)
         self.denoiser = Geometry(denoiser, self.schedule)
         self.calibration = calibration or Calibration()
+        known = torch.zeros(feature_size, feature_size) if denoiser.directions else None
+        self.register_buffer("directions", known)
 
     def wants_views(self, examples: int, ways: int) -> bool:
         """Never."""
@@ -225,7 +231,7 @@ class GeometryGenerator(OneLayer):
 
     def describe_items(self, items: TaskItems) -> GeometryTask:
         """A task as the chain sees it, in float32 on the device of its features."""
-        return describe(items)
+        return describe(items, self.directions)
 
     def chain(self, task: GeometryTask, noise: Tensor, observer: Observer | None = None) -> Tensor:
         """x_0 `[N, D + 1]` of one task, from x_T of the same shape: Eq. 1 in the form of Eq. 7."""

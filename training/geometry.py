@@ -63,13 +63,15 @@ class Described:
 @torch.no_grad()
 def describe_bank(bank: Sequence[Task]) -> list[Described]:
     """Prepare all tasks; the reference of each is the loss of plain logistic regression."""
-    described = []
-    for one in bank:
-        task = describe(one.items)
-        head = task.experts[EXPERTS.index("logistic")] / 2
-        reference = float(task_loss(logits(head, one.queries), one.targets)) + FLOOR
-        described.append(Described(one.group, task, one.queries, one.targets, reference))
-    return described
+    return [describe_task(one) for one in bank]
+
+
+def describe_task(one: Task, directions: Tensor | None = None) -> Described:
+    """Prepare a task, with the directions of a domain where there are some."""
+    task = describe(one.items, directions)
+    head = task.experts[EXPERTS.index("logistic")] / 2
+    reference = float(task_loss(logits(head, one.queries), one.targets)) + FLOOR
+    return Described(one.group, task, one.queries, one.targets, reference)
 
 
 def task_loss(answers: Tensor, targets: Tensor) -> Tensor:
@@ -89,9 +91,7 @@ def train_geometry(
     torch.manual_seed(training.seed)
     generator = GeometryGenerator(schedule, config)
     chance = np.random.default_rng(training.seed)
-    sizes = Counter(task.group for task in bank)
-    share = np.array([sizes[task.group] ** -0.5 for task in bank])
-    share /= share.sum()
+    share = _shares(bank)
     total = training.mixing_steps + training.chain_steps
     progress = None if log is None else RunLog(log, "geometry", total=total)
     _train_mixing(generator, bank, share, chance, training, progress)
@@ -99,6 +99,18 @@ def train_geometry(
     if progress is not None:
         progress.close()
     return generator.eval()
+
+
+def continue_mixing(generator: GeometryGenerator, bank: Sequence[Described], training: GeometryTraining) -> None:
+    """The first stage alone, from where a generator stands, as `ltdi fit` does."""
+    _train_mixing(generator, bank, _shares(bank), np.random.default_rng(training.seed), training, None)
+
+
+def _shares(bank: Sequence[Described]) -> np.ndarray:
+    """How often each task is drawn."""
+    sizes = Counter(task.group for task in bank)
+    share = np.array([sizes[task.group] ** -0.5 for task in bank])
+    return share / share.sum()
 
 
 def _train_mixing(

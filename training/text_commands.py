@@ -17,6 +17,7 @@ from ltdi.experts import logits, unit
 from ltdi.files import write_bytes, write_json
 from ltdi.generator import Calibration, CalibrationRow, draw_noise
 from training.configs.text import TEXT_EXPERIMENTS
+from training.history_table import measure_history
 from training.runs import commit, threads
 from training.tasks import group_of, whole_task
 from training.text_report import card_of_text, markdown_report, plot
@@ -26,6 +27,7 @@ from training.text_table import answer_set, base_statistics, other_answers, outs
 TEMPERATURES = tuple(round(0.4 * 1.06**i, 4) for i in range(40))
 KEPT = 0.95  # share of items of the classes that the threshold of `none of these` lets through
 CALIBRATION_SHOTS = (1, 2, 5, 10)
+HISTORY = "clinc150"  # whose intents are split into past and new ones
 
 
 def parser_of(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -154,7 +156,11 @@ def measure(workspace: TextWorkspace, seeds: int, names: tuple[str, ...]) -> dic
         controls[data.name] = {k: round(v, 2) for k, v in other_answers(task, generators[0], 0).items()}
         if len(task.outside):
             outside[data.name] = outside_scores(data, {0: generators[0]}, range(min(seeds, 5)), 5)
+    history = next((one for one in sets if one.name == HISTORY and workspace.experiment.body), None)
     return table(cells, seeds) | {
+        "own_history": {} if history is None else measure_history(
+            history, workspace.generators(group_of(HISTORY)), seeds
+        ),
         "controls_one_shot_all": controls,
         "none_of_these_auroc": outside,
         "seconds": round(time.monotonic() - started, 1),

@@ -27,6 +27,12 @@ def markdown_report(result: dict[str, Any]) -> str:
         cells = [cell for cell in result["cells"] if cell["raw_labels"] == raw]
         if cells:
             lines += ["## " + ("Names: the raw labels" if raw else "Names: written for people"), "", *_cells(cells), ""]
+    if result["own_history"]:
+        lines += ["## Own history: 100 intents of CLINC150 are the past, 50 are new", ""]
+        lines += ["| knows | generated | closed form | difference |", "|---|---|---|---|"]
+        lines += [f"| {name} | {row['generated']:.1f} | {row['closed_form']:.1f} | {_signed(row['difference'])} |"
+                  for name, row in result["own_history"].items()]  # fmt: skip
+        lines.append("")
     lines += ["## Controls, one example a class with names and pool", "", *_mapping_table(result["controls_one_shot_all"])]
     if result["none_of_these_auroc"]:
         lines += ["", "## None of these: area under the ROC curve, five examples a class", ""]

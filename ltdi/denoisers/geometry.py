@@ -26,6 +26,7 @@ START = {  # of the mixture, before training: a preference, and how it grows wit
     "means": (-0.5, -0.7), "cosine": (-0.5, -0.7), "name_means": (0.7, -0.7), "logistic": (1.5, 1.0),
     "logistic_loose": (1.5, 1.0), "pool_means": (1.0, -1.0), "pool_means_full": (0.5, -1.0),
     "pool_means_wide": (0.0, -1.0), "self_training": (2.5, 1.5), "self_training_means": (1.0, 0.5),
+    "directed_means": (1.5, -1.0), "directed_pool": (1.5, -1.0),
 }  # fmt: skip
 RESIDUAL = 0.3  # standard deviation of x_T beside the root mean square of the base's weights
 
@@ -37,10 +38,12 @@ class GeometryConfig:
     Args:
         width: of its hidden layer.
         item_width: of the layer that weighs pool items.
+        directions: whether the bundle knows the directions of a domain, a matrix `[D, D]`.
     """
 
     width: int = 24
     item_width: int = 12
+    directions: bool = False
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.item_width < 1:
@@ -83,14 +86,14 @@ class GeometryTask:
     nearest: Tensor
 
 
-def describe(items: TaskItems, base: str | None = None) -> GeometryTask:
-    """Prepare a task: its closed forms, and what its steps need.
+def describe(items: TaskItems, directions: Tensor | None = None) -> GeometryTask:
+    """Prepare a task: its closed forms, and what its steps need; the baseline is `baseline_of(items)`.
 
     Args:
-        base: the expert that is the baseline; `baseline_of(items)` where absent.
+        directions: `[D, D]`, of a bundle that knows a domain.
     """
     features, targets = items.labelled
-    heads = all_experts(items)
+    heads = all_experts(items, directions)
     seen = items.pool if len(items.pool) else features
     names = list(heads)
     stacked = comparable(torch.stack([heads[name] for name in names]), seen)
@@ -98,7 +101,7 @@ def describe(items: TaskItems, base: str | None = None) -> GeometryTask:
     experts = stacked.new_zeros(len(EXPERTS), *stacked.shape[1:]).index_copy(0, at.to(stacked.device), stacked)
     allowed = torch.zeros(len(EXPERTS), dtype=torch.bool)
     allowed[at] = True
-    chosen = experts[EXPERTS.index(base or baseline_of(items))]
+    chosen = experts[EXPERTS.index(baseline_of(items))]
     pool = items.pool[:POOL_SEEN]
     together = torch.cat([features, pool])
     weights = torch.cat([features.new_ones(len(features)), features.new_full((len(pool),), POOL_WEIGHT)])
@@ -155,7 +158,7 @@ class Geometry(nn.Module):
 
     def __init__(self, config: GeometryConfig, schedule: Schedule) -> None:
         super().__init__()
-        self.schedule = schedule
+        self.config, self.schedule = config, schedule
         outputs = len(EXPERTS) + 1 + 4
         self.by_step = nn.Parameter(torch.zeros(schedule.steps + 1, outputs))
         self.by_task = nn.Linear(TASK_FACTS, outputs)
