@@ -14,11 +14,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e .
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[text]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,text,onnx]'
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps torchvision==0.28.0
 	@touch $@
 
@@ -26,20 +26,23 @@ install: $(VENV)/.installed ## create .venv with what serving needs
 
 install-dev: $(VENV)/.installed-dev ## the same with what tests, demo and training need
 
-serve: $(VENV)/.installed ## serve the shipped bundle (PORT=8080)
+serve: $(VENV)/.installed ## serve the shipped bundles (PORT=8080)
 	$(BIN)/ltdi serve --port $(PORT)
 
 test: $(VENV)/.installed-dev ## run all tests
 	$(BIN)/pytest
 
-demo: $(VENV)/.installed-dev ## ten digits that no training saw, one example each, by the running service
+demo: $(VENV)/.installed-dev ## by the running service: ten digits that no training saw, then a text task step by step
 	$(BIN)/python demo/digits.py
+	$(BIN)/python demo/messages.py
 
 bench: $(VENV)/.installed-dev ## time generation against fine-tuning and logistic regression
 	$(BIN)/ltdi bench --out results/bench.json
 
-evaluate: $(VENV)/.installed-dev ## the table of the README, from the checkpoints under runs/ (DATA=data)
+evaluate: $(VENV)/.installed-dev ## the tables of the README, from the checkpoints under runs/ (DATA=data)
 	$(BIN)/ltdi evaluate --config omniglot --data $(DATA)
+	$(BIN)/ltdi evaluate --config minilm --data $(DATA)
+	$(BIN)/ltdi evaluate --config any-embedding --data $(DATA)
 
 openapi: $(VENV)/.installed ## write openapi/openapi.json anew
 	$(BIN)/python -m service.openapi

@@ -9,7 +9,9 @@ import torch
 
 import ltdi
 from ltdi.bundle import Bundle, BundleConfig, build_body, build_generator
+from ltdi.bodies.loader import BodyConfig
 from ltdi.denoisers.class_tokens import ClassTokensConfig
+from ltdi.denoisers.geometry import GeometryConfig
 from ltdi.denoisers.unet import UNetConfig
 
 torch.set_num_threads(1)
@@ -43,6 +45,27 @@ def toy_paper(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     unet = UNetConfig(channels=(4, 8), embedding=16)
     make_bundle(folder, name="toy-paper", recipe="paper", class_tokens=None, unet=unet, head_sizes=(256, 4, 3))
     return ltdi.load_bundle(folder, device="cpu")
+
+
+def make_geometry(folder: Path, body: BodyConfig, **changes: object) -> Bundle:
+    """A bundle of the geometry recipe with an untrained denoiser that does answer something."""
+    settings = {"name": folder.name, "recipe": "geometry", "class_tokens": None, "geometry": GeometryConfig(),
+                "head_sizes": (body.feature_size, 0), "body": body} | changes  # fmt: skip
+    return ltdi.load_bundle(make_bundle(folder, **settings), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def toy_features(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Takes features of any size."""
+    return make_geometry(tmp_path_factory.mktemp("bundles") / "toy-features", BodyConfig("features", 0, 0))
+
+
+@pytest.fixture(scope="session")
+def toy_text(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Reads texts with the real sentence encoder."""
+    pytest.importorskip("sentence_transformers", reason="the extra `text` is not installed")
+    body = BodyConfig("sentence", 0, 0, "all-MiniLM-L6-v2", 384)
+    return make_geometry(tmp_path_factory.mktemp("bundles") / "toy-text", body)
 
 
 @pytest.fixture
