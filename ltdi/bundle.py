@@ -247,6 +247,12 @@ class Bundle:
             )
         return task
 
+    def too_long(self, support: SupportSet) -> int:
+        """How many texts of a task are longer than the body reads, and are cut."""
+        parts = [support.inputs, support.unlabelled, tuple((support.descriptions or {}).values())]
+        texts = [item for part in parts if isinstance(part, tuple) for item in part if isinstance(item, str)]
+        return self.body.too_long(texts) if texts else 0
+
     def _examples(self, inputs: Any, described: Mapping[str, Any], pool: Items | None, truncate: bool) -> Items:
         """Prepared examples; where there are none, an empty one of the kind that the rest of the task has."""
         if inputs is not None and len(inputs):

@@ -130,10 +130,11 @@ class Head(nn.Module):
     def none_of_these(self, features: Tensor) -> Tensor:
         """How little each feature in `[..., D]` looks like any of the classes, `[...]`: large is none of them.
 
-        Minus the largest logit above the mean of the logits, in units of the temperature.
+        The energy of Liu et al. (2020), minus the logarithm of the summed exponentials of the logits, these in units of
+        the temperature and less their mean over classes.
         """
         answers = self(features) / self.temperature
-        return answers.mean(-1) - answers.max(-1).values
+        return -torch.logsumexp(answers - answers.mean(-1, keepdim=True), dim=-1)
 
     def is_none_of_these(self, features: Tensor) -> Tensor:
         """Which features in `[..., D]` are taken to belong to no class, `[...]`, boolean.

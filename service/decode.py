@@ -45,12 +45,14 @@ class HeadCall:
         request: task and options.
         identity: of the task's content and its labels, for the ETag.
         examples: how many.
+        truncated: texts that were shortened.
     """
 
     bundle: Bundle
     request: HeadRequest
     identity: str
     examples: int
+    truncated: int = 0
 
     @property
     def ways(self) -> int:
@@ -143,7 +145,7 @@ class Decoder:
         queries = form.contents("queries")
         return PredictCall(fields.artefact, head, fields.model, lambda b: self.images(queries, b, "queries"))
 
-    def items(self, bundle: Bundle, items: Sequence[schemas.Item], where: str) -> Any:
+    def items(self, bundle: Bundle, items: Sequence[schemas.Item], where: str, truncate: bool = False) -> Any:
         """Items of one form as what `Bundle.prepare` takes."""
         self._check_count(len(items), where)
         form = form_of(items, where)
@@ -152,7 +154,7 @@ class Decoder:
             kinds = " or ".join(bundle.input_kinds)
             raise Problem("input-unsupported", f"model {bundle.name!r} reads no {form}; send {kinds}", where)
         if form == "text":
-            return [item.text for item in items]
+            return bundle.prepare([item.text for item in items], field=where, truncate=truncate)
         if form == "features":
             rows = feature_rows([item.features for item in items], bundle.feature_size, where)
             return bundle.prepare(rows, field=where)
@@ -177,14 +179,15 @@ class Decoder:
                 raise Problem("request-invalid", "send `support` or `task_embedding`, not both", "task_embedding")
             return self._from_embedding(from_base64(fields.task_embedding, "task_embedding"), fields)
         bundle = self._bundle_for(fields)
-        inputs = self.items(bundle, fields.support, "support") if fields.support else []
+        cut = fields.options.truncate
+        inputs = self.items(bundle, fields.support, "support", cut) if fields.support else []
         pool = None
         if fields.unlabelled:
             if not bundle.takes_descriptions:
                 detail = f"model {bundle.name!r} does not use a pool; leave it out"
                 raise Problem("input-unsupported", detail, "unlabelled")
-            pool = self.items(bundle, fields.unlabelled, "unlabelled")
-            if fields.support and isinstance(inputs, list) != isinstance(pool, list):
+            pool = self.items(bundle, fields.unlabelled, "unlabelled", cut)
+            if fields.support and type(inputs) is not type(pool):
                 raise Problem("request-invalid", "examples and pool are of one form in one task", "unlabelled")
         return self._call(bundle, inputs, [example.label for example in fields.support], fields, unlabelled=pool)
 
@@ -290,7 +293,8 @@ class Decoder:
         )
         order = support.canonical.class_order.tolist()
         identity = json.dumps([support.canonical.digest, [support.classes[row] for row in order], support.classes])
-        return HeadCall(bundle, HeadRequest(support, options_of(fields)), identity, len(labels))
+        cut = bundle.too_long(support) if fields.options.truncate else 0
+        return HeadCall(bundle, HeadRequest(support, options_of(fields)), identity, len(labels), cut)
 
 
 def options_of(fields: schemas.TaskFields) -> Options:

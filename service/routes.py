@@ -39,7 +39,7 @@ async def generate_head(request: Request) -> Response:
     if artefact is None:
         artefact, hit = await _generated(request, call, etag, form), False
         state.cache.put(artefact)
-    return await _send(request, artefact, hit)
+    return await _send(request, artefact, hit, call.truncated)
 
 
 async def _generated(request: Request, call: HeadCall, etag: str, form: str) -> Artefact:
@@ -73,13 +73,15 @@ async def _encoded(seconds: dict[str, float], encode: Callable[..., Any], *argum
     return made
 
 
-async def _send(request: Request, artefact: Artefact, hit: bool) -> Response:
+async def _send(request: Request, artefact: Artefact, hit: bool, truncated: int = 0) -> Response:
     content = await asyncio.to_thread(artefact.body, milliseconds(_stages(request)))
     headers = artefact.headers() | {
         "Server-Timing": server_timing(_stages(request)),
         "LtDi-Cache": "hit" if hit else "miss",
         "Vary": "Accept",
     }
+    if truncated:
+        headers["LtDi-Truncated"] = str(truncated)
     return Response(content, 200, headers, artefact.form)
 
 

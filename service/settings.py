@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the bundles run")
     bundle: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("omniglot",), min_length=1, description="shipped names or folders, comma separated; the first is the default"
+        ("omniglot", "minilm", "any-embedding"), min_length=1, description="shipped names or folders, comma separated; the first is the default"
     )
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="bytes of one request body")
     max_header_bytes: int = Field(16 * 2**10, ge=1024, le=48 * 2**10, description="bytes of one request's headers")

@@ -102,7 +102,7 @@ def fit_calibration(workspace: TextWorkspace, seed: int, repeats: int = 2) -> Ca
                     answers = logits(generator.generate_one(described, noise), unit(task.queries))
                     temperatures.append(best_temperature(answers, task.targets))
                     own.append(best_temperature(logits(described.base, unit(task.queries)), task.targets))
-                    score = scores_of(answers / temperatures[-1])["max centred logit"]
+                    score = scores_of(answers / temperatures[-1])["energy"]
                     thresholds.append(float(torch.quantile(score, KEPT)))
         rows.append(CalibrationRow(
             shots, 1.0, float(np.median(temperatures)), float(np.median(own)), round(float(np.median(thresholds)), 4)

