@@ -344,7 +344,8 @@ class Bundle:
             ])  # fmt: skip
         if support.unlabelled is not None:
             pool = self._embed(take(support.unlabelled, canonical.pool_order))
-        return FeatureTask(support, features, names=names, named=named, pool=pool)
+        centre = self.config.geometry.centre
+        return FeatureTask(support, features, names=names, named=named, pool=pool, centre=centre)
 
     def generate(
         self, inputs: Any = (), labels: Sequence[str] = (), *, seed: int = 0, classes: Sequence[str] | None = None,

@@ -35,6 +35,7 @@ class TaskItems:
         names: `[N, D]`, the features of the classes' descriptions; rows of classes without one are not looked at.
         named: `[N]`, boolean: which classes have a description.
         pool: `[U, D]`, items without labels.
+        mean: `[D]`, what was subtracted from all features before they were brought to unit length; None for nothing.
     """
 
     examples: Tensor
@@ -43,13 +44,18 @@ class TaskItems:
     names: Tensor
     named: Tensor
     pool: Tensor
+    mean: Tensor | None = None
 
     @classmethod
     def of(
         cls, examples: Tensor, class_index: Tensor, ways: int, names: Tensor | None = None,
-        named: Tensor | None = None, pool: Tensor | None = None,
+        named: Tensor | None = None, pool: Tensor | None = None, centre: bool = False,
     ) -> TaskItems:
-        """A task from what there is of it; features are brought to unit length."""
+        """A task from what there is of it; features are brought to unit length.
+
+        Args:
+            centre: subtract the mean of examples and pool first, or of the names where there is neither.
+        """
         size = examples.shape[-1]
         some = examples if names is None else names
         if names is None:
@@ -57,7 +63,16 @@ class TaskItems:
         elif named is None:
             named = torch.ones(ways, dtype=torch.bool)
         pool = some.new_zeros(0, size) if pool is None else pool
-        return cls(unit(examples), class_index, ways, unit(names), named.to(names.device), unit(pool))
+        named, mean = named.to(names.device), None
+        if centre:
+            items = torch.cat([examples, pool])
+            mean = (items if len(items) else names[named]).mean(0)
+            examples, names, pool = examples - mean, names - mean, pool - mean
+        return cls(unit(examples), class_index, ways, unit(names), named, unit(pool), mean)
+
+    def seen(self, features: Tensor) -> Tensor:
+        """Further features `[..., D]` as those of the task were brought to their form."""
+        return unit(features if self.mean is None else features - self.mean)
 
     def kept(self, examples: Tensor) -> TaskItems:
         """The same task with only the examples `[...]` (integers)."""

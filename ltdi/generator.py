@@ -207,8 +207,12 @@ class GeometryGenerator(OneLayer):
     """
 
     recipe = "geometry"
-    normalise = "l2"
     has_views = False
+
+    @property
+    def normalise(self) -> str:  # type: ignore[override]
+        """What its heads do to a feature first."""
+        return "center_l2" if self.denoiser.config.centre else "l2"
 
     def __init__(
         self, schedule: ScheduleConfig, denoiser: GeometryConfig, calibration: Calibration | None = None,

@@ -80,6 +80,7 @@ class FeatureTask:
         names: `[N, D]`, features of the descriptions in canonical order of classes; None where there are none.
         named: `[N]`, boolean: which classes have one.
         pool: `[U, D]`, in canonical order; None where there is none.
+        centre: whether the generator subtracts the mean of the items.
     """
 
     support: SupportSet
@@ -88,6 +89,7 @@ class FeatureTask:
     names: Tensor | None = None
     named: Tensor | None = None
     pool: Tensor | None = None
+    centre: bool = False
 
     @property
     def canonical(self) -> CanonicalTask:
@@ -98,7 +100,7 @@ class FeatureTask:
     def items(self) -> TaskItems:
         """The same for generators that look at single items."""
         index = self.canonical.class_index.to(self.features.device)
-        return TaskItems.of(self.features, index, self.support.ways, self.names, self.named, self.pool)
+        return TaskItems.of(self.features, index, self.support.ways, self.names, self.named, self.pool, self.centre)
 
 
 @dataclass(frozen=True)
@@ -381,7 +383,7 @@ def _finish(
     head = build_head(
         generator, weights[0], base[0], task.canonical.restore, task.support.classes, task.support.counts, method,
         facts | {"seed": option.seed, "support_digest": task.canonical.digest},
-        accuracy, baseline_accuracy,
+        accuracy, baseline_accuracy, task.items.mean if generator.normalise == "center_l2" else None,
     )
     verify_head(head, task.features)
     return head
@@ -390,6 +392,7 @@ def _finish(
 def build_head(
     generator: Generator, weights: Tensor, base: Tensor, restore: Tensor, classes: Sequence[str], counts: Tensor,
     method: str, facts: dict, accuracy: float | None, baseline_accuracy: float | None,
+    feature_mean: Tensor | None = None,
 ) -> Head:
     """A head of canonical weights, its rows put back into the caller's order."""
     shots = round(float(counts.float().mean()))
@@ -404,6 +407,7 @@ def build_head(
         [(weight.float().cpu().contiguous(), bias.float().cpu().contiguous()) for weight, bias in layers],
         classes,
         normalise=generator.normalise,
+        feature_mean=None if feature_mean is None else feature_mean.float().cpu().contiguous(),
         temperature=temperature,
         metadata=facts
         | {

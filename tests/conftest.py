@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
 import ltdi
-from ltdi.bundle import Bundle, BundleConfig, build_body, build_generator
 from ltdi.bodies.loader import BodyConfig
+from ltdi.bodies.sentence import model_folder
+from ltdi.bundle import Bundle, BundleConfig, build_body, build_generator
 from ltdi.denoisers.class_tokens import ClassTokensConfig
 from ltdi.denoisers.geometry import GeometryConfig
 from ltdi.denoisers.unet import UNetConfig
 
 torch.set_num_threads(1)
+SENTENCES = find_spec("sentence_transformers") is not None and model_folder("all-MiniLM-L6-v2") is not None
 
 
 def make_bundle(folder: Path, **changes: object) -> Path:
@@ -63,7 +66,8 @@ def toy_features(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="session")
 def toy_text(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Reads texts with the real sentence encoder."""
-    pytest.importorskip("sentence_transformers", reason="the extra `text` is not installed")
+    if not SENTENCES:
+        pytest.skip("the extra `text` is not installed")
     body = BodyConfig("sentence", 0, 0, "all-MiniLM-L6-v2", 384)
     return make_geometry(tmp_path_factory.mktemp("bundles") / "toy-text", body)
 

@@ -156,12 +156,13 @@ def fit_generator(
     chance = np.random.default_rng(seed)
     order = chance.permutation(list(classes)).tolist()
     halves = order[::2], order[1::2]
+    mixture = replace(HISTORY_TASKS, centre=start.denoiser.config.centre)
     bank: list[Described] = []
     for own, other in (halves, halves[::-1]):
         directions = directions_of(data, own, seed)
         with torch.no_grad():
             while len(bank) < (tasks // 2 if own is halves[0] else tasks):
-                task = draw_task(_only(data, other), HISTORY_TASKS, chance)
+                task = draw_task(_only(data, other), mixture, chance)
                 if task is not None:
                     bank.append(describe_task(task, directions))
     config = replace(start.denoiser.config, directions=True)
@@ -211,10 +212,10 @@ def compare(
             task = whole_task(held, shots, repeat, classes=some)
             if task is None or not len(task.targets) or (information == "names" and task.names is None):
                 continue
-            items = task.items(information)
+            items = task.items(information, centre=own.denoiser.config.centre)
             noise = draw_noise(repeat, 1, (items.ways, items.examples.shape[-1] + 1))
             pairs.append([
-                100 * float((logits(g.generate_one(describe(items, g.directions), noise), unit(task.queries)).argmax(1)
+                100 * float((logits(g.generate_one(describe(items, g.directions), noise), items.seen(task.queries)).argmax(1)
                              == task.targets).float().mean())
                 for g in (own, other)
             ])  # fmt: skip

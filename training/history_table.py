@@ -77,11 +77,11 @@ def _right(
     generated, closed = [], []
     for support in range(supports):
         task = whole_task(data, shots, support, classes=classes)
-        described = fitted.describe_items(task.items(information, raw))
+        described = fitted.describe_items(task.items(information, raw, fitted.denoiser.config.centre))
         head = fitted.generate_one(described, draw_noise(support, 1, tuple(described.base.shape)))
         one = next(c for c in comparators(task, None, raw) if c.name == chosen)
-        for store, made in ((generated, head), (closed, one.head)):
-            store.append((logits(made, unit(task.queries)).argmax(1) == task.targets).numpy().astype(float))
+        for store, made, seen in ((generated, head, described.items.seen), (closed, one.head, unit)):
+            store.append((logits(made, seen(task.queries)).argmax(1) == task.targets).numpy().astype(float))
     return np.stack(generated), np.stack(closed)
 
 

@@ -27,7 +27,7 @@ class Task:
     Args:
         group: of data sets that are left out of training together.
         items: what is known of it.
-        queries: `[Q, D]`.
+        queries: `[Q, D]`, as `items.seen` gives them.
         targets: `[Q]`.
     """
 
@@ -66,11 +66,11 @@ class WholeTask:
     dropped: int
     outside: Tensor
 
-    def items(self, information: str, raw: bool = False) -> TaskItems:
+    def items(self, information: str, raw: bool = False, centre: bool = False) -> TaskItems:
         """What is known with `information` of it (`INFORMATION`), under written names or raw labels."""
         names = (self.raw_names if raw else self.names) if information in ("names", "all") else None
         pool = self.pool if information in ("pool", "all") else None
-        return TaskItems.of(self.examples, self.class_index, len(self.classes), names, None, pool)
+        return TaskItems.of(self.examples, self.class_index, len(self.classes), names, None, pool, centre)
 
 
 def whole_task(
@@ -122,6 +122,7 @@ class Mixture:
         polluted: share of tasks whose pool holds items of other classes too, a third as many.
         uneven: share of tasks that lose 40 % of their examples at random.
         queries: of a task.
+        centre: whether features are taken less the mean of the task's items.
     """
 
     shots: tuple[int, ...] = (0, 1, 1, 2, 3, 5, 5, 10)
@@ -131,6 +132,7 @@ class Mixture:
     polluted: float = 0.2
     uneven: float = 0.3
     queries: int = 150
+    centre: bool = False
 
 
 def draw_task(data: FeatureSet, mixture: Mixture, chance: np.random.Generator) -> Task | None:
@@ -158,8 +160,10 @@ def draw_task(data: FeatureSet, mixture: Mixture, chance: np.random.Generator) -
         kept = _some(index, len(task.classes), named, chance)
         examples, index = examples[kept], index[kept]
     names = (task.names if chance.random() < 0.5 else task.raw_names) if named else None
-    items = TaskItems.of(examples, index, len(task.classes), names, None, pool if len(pool) else None)
-    return Task(group_of(data.name), items, task.queries, task.targets)
+    items = TaskItems.of(
+        examples, index, len(task.classes), names, None, pool if len(pool) else None, mixture.centre
+    )
+    return Task(group_of(data.name), items, items.seen(task.queries), task.targets)
 
 
 def _some(index: Tensor, ways: int, named: bool, chance: np.random.Generator) -> Tensor:

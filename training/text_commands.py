@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ltdi.bundle import Bundle, build_body
 from ltdi.denoisers.geometry import describe
-from ltdi.experts import logits, unit
+from ltdi.experts import logits
 from ltdi.files import write_bytes, write_json
 from ltdi.generator import Calibration, CalibrationRow, draw_noise
 from training.configs.text import TEXT_EXPERIMENTS
@@ -97,11 +97,12 @@ def fit_calibration(workspace: TextWorkspace, seed: int, repeats: int = 2) -> Ca
             for repeat in range(repeats):
                 task = whole_task(data, shots, 10_000 + repeat)
                 for information in ("examples", "all"):
-                    described = describe(task.items(information))
+                    described = describe(task.items(information, centre=workspace.experiment.geometry.centre))
                     noise = draw_noise(repeat, 1, tuple(described.base.shape))
-                    answers = logits(generator.generate_one(described, noise), unit(task.queries))
+                    queries = described.items.seen(task.queries)
+                    answers = logits(generator.generate_one(described, noise), queries)
                     temperatures.append(best_temperature(answers, task.targets))
-                    own.append(best_temperature(logits(described.base, unit(task.queries)), task.targets))
+                    own.append(best_temperature(logits(described.base, queries), task.targets))
                     score = scores_of(answers / temperatures[-1])["energy"]
                     thresholds.append(float(torch.quantile(score, KEPT)))
         rows.append(CalibrationRow(

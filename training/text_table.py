@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -93,14 +93,14 @@ def _answer_task(
             if one.needs <= NEEDS[information]:
                 cell.right[one.name].append(right)
                 cell.needs[one.name] = one.needs
-        items = task.items(information, raw)
-        described = describe(items)
+        items = task.items(information, raw, centred_by(generators))
+        described, seen = describe(items), items.seen(task.queries)
         noise = draw_noise(seed, 1, (items.ways, items.examples.shape[-1] + 1))
         for at, generator in generators.items():
-            answers = logits(generator.generate_one(described, noise), queries)
+            answers = logits(generator.generate_one(described, noise), seen)
             cell.right[f"generated {at}"].append((answers.argmax(1) == targets).numpy())
             cell.facts[f"ece {at}"].append(calibration_error(answers, targets))
-        cell.right["baseline"].append((logits(described.base, queries).argmax(1) == targets).numpy())
+        cell.right["baseline"].append((logits(described.base, seen).argmax(1) == targets).numpy())
         cell.sizes = {
             "ways": items.ways, "examples": len(items.examples), "pool": len(items.pool), "queries": len(targets),
             "dropped": task.dropped,
@@ -109,6 +109,11 @@ def _answer_task(
             one = next((c for c in comparators(task, None) if c.name == LOGISTIC), None)
             if one is not None:
                 cell.facts["ece logistic"].append(calibration_error(logits(one.head, queries), targets))
+
+
+def centred_by(generators: Mapping[int, GeometryGenerator]) -> bool:
+    """Whether these generators take features less the mean of a task's items."""
+    return any(generator.denoiser.config.centre for generator in generators.values())
 
 
 def calibration_error(answers: Tensor, targets: Tensor) -> float:
@@ -234,15 +239,17 @@ def outside_scores(
     found: dict[str, list[float]] = defaultdict(list)
     for seed in seeds:
         task = whole_task(data, shots, seed)
-        heads = {"logistic": next(c for c in comparators(task, None) if c.name == LOGISTIC).head}
+        one = next(c for c in comparators(task, None) if c.name == LOGISTIC)
+        heads = {"logistic": (one.head, unit)}
         for information in INFORMATION:
-            described = describe(task.items(information))
+            described = describe(task.items(information, centre=centred_by(generators)))
             noise = draw_noise(seed, 1, tuple(described.base.shape))
             for at, generator in generators.items():
-                heads[f"generated {at}, {information}"] = generator.generate_one(described, noise)
-        for name, head in heads.items():
-            for score, values in scores_of(logits(head, unit(task.queries))).items():
-                outside = scores_of(logits(head, unit(task.outside)))[score]
+                made = generator.generate_one(described, noise)
+                heads[f"generated {at}, {information}"] = made, described.items.seen
+        for name, (head, seen) in heads.items():
+            for score, values in scores_of(logits(head, seen(task.queries))).items():
+                outside = scores_of(logits(head, seen(task.outside)))[score]
                 found[f"{name}: {score}"].append(area(outside.numpy(), values.numpy()))
     return {name: round(float(np.mean(values)), 4) for name, values in found.items()}
 
@@ -267,15 +274,15 @@ def area(positive: np.ndarray, negative: np.ndarray) -> float:
 
 def other_answers(task: WholeTask, generator: GeometryGenerator, seed: int) -> dict[str, float]:
     """Negative controls at what the task holds: what a head is worth that should be worth nothing."""
-    queries = unit(task.queries)
-    items = task.items("all")
+    items = task.items("all", centre=generator.denoiser.config.centre)
+    queries = items.seen(task.queries)
     described = describe(items)
     noise = draw_noise(seed, 1, tuple(described.base.shape))
     head = generator.generate_one(described, noise)
     chance = torch.Generator().manual_seed(seed)
     order = torch.randperm(items.ways, generator=chance)
     shuffled = items.class_index[torch.randperm(len(items.class_index), generator=chance)]
-    mixed = type(items).of(items.examples, shuffled, items.ways, items.names[order], items.named, items.pool)
+    mixed = replace(items, class_index=shuffled, names=items.names[order])
     away = torch.randn(head.shape, generator=chance)
     away = away * (head - described.base).norm() / away.norm()
     measured = {

@@ -39,11 +39,13 @@ class GeometryConfig:
         width: of its hidden layer.
         item_width: of the layer that weighs pool items.
         directions: whether the bundle knows the directions of a domain, a matrix `[D, D]`.
+        centre: whether the mean of a task's items is subtracted from its features, for encoders of unknown mean.
     """
 
     width: int = 24
     item_width: int = 12
     directions: bool = False
+    centre: bool = False
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.item_width < 1:

@@ -10,6 +10,7 @@ from ltdi import Bundle, InvalidFeatures, InvalidInput, InvalidSupport, LimitExc
 from ltdi.bodies.loader import BodyConfig, build_body
 from ltdi.errors import BodyMissing, InvalidConfig, InvalidText
 from ltdi.support import Limits
+from tests.conftest import SENTENCES
 from tests.ltdi.test_experts import blobs
 
 X, Y = blobs(4, 3, 20, spread=0.6)
@@ -172,8 +173,8 @@ def test_a_missing_encoder_is_named_with_its_remedy(tmp_path) -> None:
         build_body(BodyConfig("sentence"))
 
 
+@pytest.mark.skipif(not SENTENCES, reason="the extra `text` is not installed")
 def test_an_encoder_of_other_weights_is_refused() -> None:
-    pytest.importorskip("sentence_transformers", reason="the extra `text` is not installed")
     body = build_body(BodyConfig("sentence", 0, 0, "all-MiniLM-L6-v2", 384, digest="0" * 64))
     with pytest.raises(UnsupportedInput, match="other weights"):
         body.embed(["x"])

@@ -69,6 +69,7 @@ class TextExperiment:
 
 MINILM = TextExperiment("minilm", encoders=("minilm",), measured="minilm", body=True)
 ANY_EMBEDDING = TextExperiment(
-    "any-embedding", encoders=("minilm", "minilm-middle", "tfidf"), measured="ngrams", body=False, images=True
+    "any-embedding", encoders=("minilm", "minilm-middle", "tfidf"), measured="ngrams", body=False, images=True,
+    geometry=GeometryConfig(centre=True), mixture=Mixture(centre=True), training=GeometryTraining(tasks=2000),
 )
 TEXT_EXPERIMENTS = {one.name: one for one in (MINILM, ANY_EMBEDDING)}
