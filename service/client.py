@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -55,37 +55,58 @@ class LtDiClient:
 
     def generate_head(
         self,
-        inputs: Any,
-        labels: Sequence[str],
+        inputs: Any = (),
+        labels: Sequence[str] = (),
         *,
         model: str | None = None,
         classes: Sequence[str] | None = None,
+        descriptions: Mapping[str, str] | None = None,
+        unlabelled: Sequence[str] | Tensor | None = None,
         seed: int = 0,
         draws: int = 1,
         check: bool = True,
         fallback: str = "baseline",
+        refine_steps: int = 0,
+        truncate: bool = False,
     ) -> Head:
         """The head of a task.
 
         Args:
-            inputs: features (a float tensor or array `[M, D]`), or images as `ltdi.images.prepare_images` takes them.
+            inputs: features (a float tensor or array `[M, D]`), images as `ltdi.images.prepare_images` takes them, or
+                texts; none where descriptions say enough.
             labels: one for each.
+            descriptions: label to a name or sentence, beside texts or features of a model that reads texts.
+            unlabelled: texts, or features `[U, D]`, of the same kind as `inputs`.
 
         Raises:
             ServiceError: the service's answer is an error.
         """
-        names = list(classes) if classes is not None else sorted(set(labels))
+        names = list(classes) if classes is not None else sorted(set(labels) | set(descriptions or ()))
         row = {name: i for i, name in enumerate(names)}
         missing = sorted(set(labels) - set(names))
         if missing:
             raise ValueError(f"labels {missing} are not among `classes`")
+        options = {
+            "draws": draws, "check": check, "fallback": fallback, "refine_steps": refine_steps, "truncate": truncate
+        }
+        if descriptions is not None or _are_texts(inputs) or (unlabelled is not None and _are_texts(unlabelled)):
+            task = {
+                "classes": [{"label": name, "description": (descriptions or {}).get(name)} for name in names],
+                "support": [item | {"label": label} for item, label in zip(_items(inputs), labels, strict=True)],
+                "unlabelled": _items(() if unlabelled is None else unlabelled),
+                "seed": seed, "options": options,
+            }  # fmt: skip
+            return load_head(self._post_json("/generate-head", task, model).content)
         tensors = self._inputs(inputs, model) | {"labels": torch.tensor([row[label] for label in labels])}
-        options = {"draws": draws, "check": check, "fallback": fallback}
+        if unlabelled is not None and len(unlabelled):
+            tensors["unlabelled"] = torch.as_tensor(unlabelled, dtype=torch.float32)
         metadata = {"classes": json.dumps(names), "seed": str(seed), "options": json.dumps(options)}
         return load_head(self._post("/generate-head", tensors, metadata | ({"model": model} if model else {})))
 
     def embed(self, inputs: Any, *, model: str | None = None) -> Tensor:
-        """Features of images, `[M, D]`."""
+        """Features of images or texts, `[M, D]`."""
+        if _are_texts(inputs):
+            return load(self._post_json("/embed", {"inputs": _items(inputs)}, model).content)["features"]
         content = self._post("/embed", self._inputs(inputs, model), {"model": model} if model else {})
         return load(content)["features"]
 
@@ -96,6 +117,10 @@ class LtDiClient:
             "queries": [{"features": row} for row in queries.tolist()],
         }
         return _checked(self._http.post("/predict", json=body)).json()
+
+    def model(self, name: str) -> dict[str, Any]:
+        """One bundle, as `/models/NAME` says."""
+        return _checked(self._http.get(f"/models/{name}")).json()
 
     def models(self) -> list[dict[str, Any]]:
         """The bundles that are served."""
@@ -126,6 +151,22 @@ class LtDiClient:
     def _post(self, path: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
         headers = {"Content-Type": SAFETENSORS, "Accept": SAFETENSORS}
         return _checked(self._http.post(path, content=safetensors_bytes(tensors, metadata), headers=headers)).content
+
+
+    def _post_json(self, path: str, body: dict[str, Any], model: str | None) -> httpx.Response:
+        named = {"model": model} if model else {}
+        return _checked(self._http.post(path, json=body | named, headers={"Accept": SAFETENSORS}))
+
+
+def _are_texts(items: Any) -> bool:
+    return not isinstance(items, Tensor) and len(items) > 0 and isinstance(items[0], str)
+
+
+def _items(items: Any) -> list[dict[str, Any]]:
+    """Texts or features as the JSON form has them."""
+    if _are_texts(items):
+        return [{"text": str(text)} for text in items]
+    return [{"features": row} for row in torch.as_tensor(items, dtype=torch.float32).tolist()] if len(items) else []
 
 
 def _checked(response: httpx.Response) -> httpx.Response:

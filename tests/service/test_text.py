@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ltdi import Bundle, load_head, safetensors_bytes
+from service.client import LtDiClient
 from service.settings import Settings
 from tests.ltdi.test_experts import blobs
 from tests.service.conftest import Running
@@ -63,6 +64,20 @@ def test_the_artefact_predicts_texts(served: httpx.Client) -> None:
     etag = post(served, **NAMES_AND_LOG).headers["ETag"].strip('"')
     answer = post(served, "/predict", artefact=etag, queries=[{"text": "pay me back"}])
     assert answer.json()["predictions"] == ["refund"]
+
+
+def test_the_client_speaks_texts_and_features(served: httpx.Client, toy_text: Bundle) -> None:
+    with LtDiClient(str(served.base_url)) as client:
+        named = {c["label"]: c["description"] for c in CLASSES}
+        head = client.generate_head(["my card is gone"], ["lost_card"], model="toy-text", descriptions=named, unlabelled=LOG)
+        own = toy_text.generate(["my card is gone"], ["lost_card"], descriptions=named, unlabelled=LOG)
+        assert head.to_bytes() == own.to_bytes()
+        assert client.generate_head(model="toy-text", descriptions=named).labels == sorted(named)
+        assert client.embed(["hello"], model="toy-text").shape == (1, 384)
+        pool = blobs(3, 9, 24, seed=6)[0]
+        refined = client.generate_head(X, ["abc"[i] for i in Y.tolist()], model="toy-features", unlabelled=pool, refine_steps=3)
+        assert refined.labels == ["a", "b", "c"]
+        assert client.model("toy-text")["body"]["installed"]
 
 
 def test_texts_are_embedded(served: httpx.Client, toy_text: Bundle) -> None:

@@ -71,7 +71,7 @@ def test_a_bank_has_every_kind_of_task() -> None:
     names = [bool(task.items.named.any()) for task in bank]
     shots = [float(task.items.counts.float().mean()) for task in bank]
     assert 0 in pools and max(pools) > 20 and any(names) and not all(names)
-    assert 0.0 in shots and any(0 < s % 1 for s in shots)
+    assert 0.0 in shots and any(s % 1 > 0 for s in shots)
     for task in bank:
         held = task.items.counts > 0
         assert bool((held | task.items.named).all())  # each class has an example or a name
