@@ -38,6 +38,7 @@ demo: $(VENV)/.installed-dev ## by the running service: ten digits that no train
 
 bench: $(VENV)/.installed-dev ## time generation against fine-tuning and logistic regression
 	$(BIN)/ltdi bench --out results/bench.json
+	$(BIN)/ltdi bench --bundle minilm --rounds 15 --out results/bench-minilm.json
 
 evaluate: $(VENV)/.installed-dev ## the tables of the README, from the checkpoints under runs/ (DATA=data)
 	$(BIN)/ltdi evaluate --config omniglot --data $(DATA)

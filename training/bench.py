@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -41,7 +42,9 @@ def logistic_regression(features: np.ndarray, target: np.ndarray) -> None:
     """scikit-learn's, with its defaults."""
     from sklearn.linear_model import LogisticRegression
 
-    LogisticRegression(max_iter=200).fit(features, target)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that many classes for that few items look odd to it
+        LogisticRegression(max_iter=200).fit(features, target)
 
 
 def interleaved(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
@@ -160,3 +163,32 @@ def _by_tasks(bundle: Bundle, tasks: int, rounds: int) -> dict[str, float]:
 
     result = interleaved({"generate": job}, rounds)["generate"]
     return result | {"p50_ms_per_task": round(result["p50_ms"] / tasks, 3)}
+
+
+WHOLE_TASKS = ((20, 1), (20, 5), (150, 1), (150, 5))
+POOL, FEATURES = 1000, 384
+
+
+def bench_whole_tasks(bundle: Bundle, rounds: int = 20) -> dict:
+    """Times of heads from features of names, examples and a pool of 1 000, JSON-ready; all cores that torch takes."""
+    jobs: dict[str, Callable[[], object]] = {}
+    size = bundle.feature_size or FEATURES
+    for ways, shots in WHOLE_TASKS:
+        features, labels = made_support(ways, shots, size)
+        names = dict(zip(dict.fromkeys(labels), made_support(ways, 1, size, seed=1)[0], strict=True))
+        pool = made_support(ways, -(-POOL // ways), size, seed=2)[0][:POOL]
+        target, array = np.repeat(np.arange(ways), shots), features.numpy()
+        name = f"{ways}-way {shots}-shot, names and a pool of {POOL}"
+        task = {"inputs": features, "labels": labels, "descriptions": names, "unlabelled": pool}
+        jobs |= {
+            f"generate without the support check, {name}": lambda t=task: bundle.generate(**t, check=False),
+            f"generate, {name}": lambda t=task: bundle.generate(**t),
+            f"scikit-learn logistic regression on the examples, {ways}-way {shots}-shot": (
+                lambda a=array, c=target: logistic_regression(a, c)
+            ),
+        }
+    return {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "device": str(bundle.device),
+        "one_head": interleaved(jobs, rounds),
+    }

@@ -15,6 +15,7 @@ from ltdi.bundle import Bundle, load_bundle
 from ltdi.files import write_bytes, write_json
 from ltdi.generator import ResidualGenerator
 from training.bench import bench as run_bench
+from training.bench import bench_whole_tasks
 from training.cards import card_of, eq2_table, markdown_table
 from training.comparators import BaseStatistics
 from training.configs import EXPERIMENTS, experiment
@@ -218,7 +219,8 @@ def bench(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     bundle = load_bundle(args.bundle, device=args.device)
     result = {"bundle": bundle.name, "bundle_digest": bundle.digest, "commit": commit()}
-    result |= median_of([run_bench(bundle, args.rounds) for _ in range(args.runs)])
+    run = bench_whole_tasks if bundle.takes_descriptions else run_bench
+    result |= median_of([run(bundle, args.rounds) for _ in range(args.runs)])
     print(json.dumps(result, indent=2))
     if args.out:
         write_json(args.out, result)

@@ -28,6 +28,7 @@ START = {  # of the mixture, before training: a preference, and how it grows wit
     "pool_means_wide": (0.0, -1.0), "self_training": (2.5, 1.5), "self_training_means": (1.0, 0.5),
     "directed_means": (1.5, -1.0), "directed_pool": (1.5, -1.0),
 }  # fmt: skip
+LEAST_SCALE = 1e-3  # of x_T, where a task holds nothing that tells its classes apart
 RESIDUAL = 0.3  # standard deviation of x_T beside the root mean square of the base's weights
 
 
@@ -115,7 +116,7 @@ def describe(items: TaskItems, directions: Tensor | None = None) -> GeometryTask
         experts=experts,
         allowed=allowed.to(experts.device),
         base=chosen,
-        scale=RESIDUAL * float(chosen[:, :-1].square().mean().sqrt()),
+        scale=max(RESIDUAL * float(chosen[:, :-1].square().mean().sqrt()), LEAST_SCALE),
         facts=_task_facts(items).to(experts),
         labelled=inputs[: len(features)],
         targets=targets,

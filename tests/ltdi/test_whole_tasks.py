@@ -8,9 +8,10 @@ import torch
 
 from ltdi import Bundle, InvalidFeatures, InvalidInput, InvalidSupport, LimitExceeded, UnsupportedInput, load_head
 from ltdi.bodies.loader import BodyConfig, build_body
+from ltdi.denoisers.geometry import GeometryConfig
 from ltdi.errors import BodyMissing, InvalidConfig, InvalidText
 from ltdi.support import Limits
-from tests.conftest import SENTENCES
+from tests.conftest import SENTENCES, make_geometry
 from tests.ltdi.test_experts import blobs
 
 X, Y = blobs(4, 3, 20, spread=0.6)
@@ -78,6 +79,25 @@ def test_single_examples_beside_names_are_held_out_in_turn(toy_features: Bundle)
     head = toy_features.generate(X[::3], LABELS[::3], descriptions=NAMES)
     assert head.support_accuracy is not None
     assert toy_features.generate(X[::3], LABELS[::3]).support_accuracy is None
+
+
+@pytest.mark.parametrize("centre", [False, True])
+def test_items_that_tell_nothing_apart_still_make_a_finite_head(tmp_path, centre: bool) -> None:
+    bundle = make_geometry(tmp_path / "b", BodyConfig("features", 0, 0), geometry=GeometryConfig(centre=centre))
+    for features in (torch.zeros(4, 6), torch.ones(4, 6), torch.eye(6)[:1].expand(4, -1)):
+        head = bundle.generate(features, ["a", "b", "a", "b"], unlabelled=features, fallback="none")
+        assert torch.isfinite(head(torch.randn(5, 6))).all()
+
+
+def test_centred_heads_say_so_and_work_from_their_file(tmp_path) -> None:
+    bundle = make_geometry(tmp_path / "b", BodyConfig("features", 0, 0), geometry=GeometryConfig(centre=True))
+    head = bundle.generate(X + 5, LABELS, unlabelled=POOL + 5)
+    assert head.normalise == "center_l2"
+    assert torch.allclose(head.feature_mean, torch.cat([POOL + 5, X + 5]).mean(0), atol=1e-5)
+    loaded = load_head(head.to_bytes())
+    assert torch.equal(loaded(X + 5), head(X + 5))
+    moved = bundle.generate(X, LABELS, unlabelled=POOL)
+    assert torch.allclose(moved(X), head(X + 5), atol=2e-2)
 
 
 REFUSED = [
