@@ -273,7 +273,7 @@ def area(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 def other_answers(task: WholeTask, generator: GeometryGenerator, seed: int) -> dict[str, float]:
-    """Negative controls at what the task holds: what a head is worth that should be worth nothing."""
+    """The ladder's last rungs, and negative controls: what a head is worth that should be worth nothing."""
     items = task.items("all", centre=generator.denoiser.config.centre)
     queries = items.seen(task.queries)
     described = describe(items)
@@ -285,8 +285,11 @@ def other_answers(task: WholeTask, generator: GeometryGenerator, seed: int) -> d
     mixed = replace(items, class_index=shuffled, names=items.names[order])
     away = torch.randn(head.shape, generator=chance)
     away = away * (head - described.base).norm() / away.norm()
+    eight = draw_noise(seed, 8, tuple(described.base.shape))
     measured = {
         "generated": head,
+        "mean of eight draws": generator.generate_one(described, eight),
+        "mixture alone, no chain": generator.denoiser.mixture(described),
         "another task's support": head[order],
         "shuffled labels": generator.generate_one(describe(mixed), noise),
         "noise of the residual's norm on the baseline": described.base + away,

@@ -200,6 +200,12 @@ class Geometry(nn.Module):
         answer = answer - centred(uncentre(gradient @ task.inverse_curvature, task.mean))
         return answer * torch.exp(scale)
 
+    def mixture(self, task: GeometryTask) -> Tensor:
+        """The head `[N, D + 1]` that the task's facts alone choose: what the chain is worth is measured against it."""
+        chosen = self.by_task(task.facts)
+        mixing = torch.softmax(chosen[: len(EXPERTS)].masked_fill(~task.allowed, -torch.inf), dim=0)
+        return torch.tensordot(mixing, task.experts, dims=1) * torch.exp(chosen[-1])
+
     def forward(self, x: Tensor, t: int, task: GeometryTask) -> Tensor:
         """eps_phi at x `[N, D + 1]` and step t."""
         from_x, from_waypoint = self.schedule.waypoint_factors[t]

@@ -93,3 +93,11 @@ def test_the_baseline_is_the_closed_form_for_what_the_task_holds(pool: int, shot
     some = whole.kept(torch.arange(WAYS * 3)[: WAYS * shots])
     described = describe(some)
     assert torch.equal(described.base, described.experts[base])
+
+
+def test_the_mixture_is_of_the_closed_forms(generator: GeometryGenerator) -> None:
+    task = generator.describe_items(items(pool=0))
+    direction = generator.denoiser.mixture(task).flatten()
+    held = task.experts[task.allowed].flatten(1)
+    fitted = torch.linalg.lstsq(held.T, direction[:, None]).solution.squeeze(1)
+    assert torch.allclose(held.T @ fitted, direction, atol=1e-2) and (fitted > -1e-3).all()
