@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ltdi.bundle import Bundle, load_bundle, shipped_bundles
@@ -27,12 +28,18 @@ class Examples:
     """A task as it lies on disk.
 
     Args:
-        inputs: paths of images, or features `[M, D]`.
+        inputs: paths of images, texts, or features `[M, D]`.
         labels: one for each.
+        classes: the rows of the head, where the task names them.
+        descriptions: label to a name or sentence.
+        unlabelled: texts, or features `[U, D]`.
     """
 
-    inputs: list[Path] | Tensor
+    inputs: list[Path] | list[str] | Tensor
     labels: list[str]
+    classes: list[str] | None = None
+    descriptions: dict[str, str] | None = None
+    unlabelled: list[str] | Tensor | None = None
 
 
 def read_folder(folder: Path) -> Examples:
@@ -83,6 +90,41 @@ def read_features(path: Path) -> Examples:
     return Examples(features, [names[row] if names else str(row) for row in labels.tolist()])
 
 
+def read_task(path: Path) -> Examples:
+    """A task as `/generate-head` takes it in JSON: `classes`, `support` and `unlabelled`, of texts or of features.
+
+    Raises:
+        InvalidInput: no JSON object, an unknown key, or an item that is neither a text nor features.
+    """
+    try:
+        task = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path.name} is not a readable JSON file", field="task") from error
+    known = ("classes", "support", "unlabelled")
+    if not isinstance(task, dict) or set(task) - set(known):
+        raise InvalidInput(f"{path.name} must be an object with {', '.join(known)} and nothing else", field="task")
+    try:
+        classes, support = task.get("classes"), task.get("support", [])
+        return Examples(
+            _items(support, "support"), [row["label"] for row in support],
+            None if classes is None else [row["label"] for row in classes],
+            {row["label"]: row["description"] for row in classes or () if row.get("description") is not None},
+            _items(task.get("unlabelled", []), "unlabelled"),
+        )  # fmt: skip
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidInput(f"{path.name}: every class and every example is an object with a `label`", field="task") from error
+
+
+def _items(rows: list[dict[str, Any]], where: str) -> list[str] | Tensor:
+    texts = [row["text"] for row in rows if "text" in row]
+    if len(texts) == len(rows):
+        return texts
+    features = [row["features"] for row in rows if "features" in row]
+    if len(features) != len(rows) or len({len(row) for row in features}) > 1:
+        raise InvalidInput(f"{where}: all items hold `text`, or all hold `features` of one size", field=where)
+    return torch.tensor(features, dtype=torch.float32)
+
+
 def _class_names(metadata: dict[str, str], file: str) -> list[str]:
     try:
         names = json.loads(metadata.get("classes", "[]"))
@@ -94,11 +136,13 @@ def _class_names(metadata: dict[str, str], file: str) -> list[str]:
 
 
 def generate(argv: Sequence[str]) -> int:
-    """Make a classifier head from a folder of images, one folder for each class."""
+    """Make a classifier head from a folder of images, from features, or from a task of texts."""
     options = _generate_parser().parse_args(argv)
-    if (options.folder is None) == (options.features is None):
-        raise InvalidInput("give either a folder of images or --features FILE, not both and not neither")
-    examples = read_folder(options.folder) if options.folder else read_features(options.features)
+    given = [source for source in (options.folder, options.features, options.task) if source is not None]
+    if len(given) != 1:
+        raise InvalidInput("give one of a folder of images, --features FILE and --task FILE")
+    read = read_folder if options.folder else read_features if options.features else read_task
+    examples = read(given[0])
     bundle = load_bundle(options.bundle, device=options.device)
     seconds: Counter[str] = Counter()
     started = time.perf_counter()
@@ -114,6 +158,7 @@ def _generate_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ltdi generate", description=generate.__doc__)
     parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="holds one folder of images per class")
     parser.add_argument("--features", type=Path, metavar="FILE", help="a safetensors file with features and labels")
+    parser.add_argument("--task", type=Path, metavar="FILE", help="JSON with classes, support and unlabelled, as the service takes")
     parser.add_argument("--bundle", default="omniglot", help="a shipped name or the path of a folder (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("head.safetensors"), help="where to write it (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise; the same seed, the same bytes (%(default)s)")
@@ -129,7 +174,8 @@ def _generate_parser() -> argparse.ArgumentParser:
 def _generate(bundle: Bundle, examples: Examples, options: argparse.Namespace, on_stage: Any) -> Head:
     try:
         return bundle.generate(
-            examples.inputs, examples.labels, seed=options.seed, draws=options.draws, check=options.check,
+            examples.inputs, examples.labels, classes=examples.classes, descriptions=examples.descriptions,
+            unlabelled=examples.unlabelled, seed=options.seed, draws=options.draws, check=options.check,
             fallback=options.fallback, on_stage=on_stage,
         )
     except InvalidImage as error:
@@ -197,8 +243,10 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "name": bundle.name,
         "recipe": bundle.config.recipe,
         "ways": [bundle.fixed_ways or 2, bundle.fixed_ways or limits.max_ways],
-        "shots": [1, limits.max_shots],
+        "shots": [0 if bundle.takes_descriptions else 1, limits.max_shots],
         "max_examples": limits.max_examples,
+        "max_unlabelled": limits.max_unlabelled if bundle.takes_descriptions else 0,
+        "mean_difference": bundle.card.get("mean_difference"),
         "body": bundle.config.body.name,
         "feature_size": bundle.feature_size,
         "digest": bundle.digest,
@@ -229,12 +277,18 @@ def _table(found: list[dict[str, Any]]) -> str:
 
 
 def _bundle_report(facts: dict[str, Any]) -> str:
+    size = f"{facts['feature_size']} features" if facts["feature_size"] else "features of any size"
     lines = [
-        f"name      {facts['name']} (recipe {facts['recipe']}, body {facts['body']}, {facts['feature_size']} features)",
+        f"name      {facts['name']} (recipe {facts['recipe']}, body {facts['body']}, {size})",
         f"takes     {facts['ways'][0]} to {facts['ways'][1]} classes, {facts['shots'][0]} to {facts['shots'][1]} examples each",
         f"digest    {facts['digest']}",
     ]
-    for protocol, row in facts["accuracy"].items():
+    if facts["max_unlabelled"]:
+        lines.append(f"          descriptions of classes, and a pool of up to {facts['max_unlabelled']} items")
+    if facts["mean_difference"]:
+        mean, low, high = (facts["mean_difference"][name] for name in ("mean", "low", "high"))
+        lines.append(f"gain      {mean:+.2f} points ({low:+.2f} to {high:+.2f}) over the best closed form, mean of whole label sets")
+    for protocol, row in () if facts["mean_difference"] else facts["accuracy"].items():
         lines.append(f"{protocol:<15} {row['generated']:.2f} %, best closed form {row['closed_form']:.2f} %")
     if facts.get("card", {}).get("text"):
         lines += ["", facts["card"]["text"]]

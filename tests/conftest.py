@@ -58,9 +58,14 @@ def make_geometry(folder: Path, body: BodyConfig, **changes: object) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def toy_features(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def toy_features_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bundles") / "toy-features"
+
+
+@pytest.fixture(scope="session")
+def toy_features(toy_features_folder: Path) -> Bundle:
     """Takes features of any size."""
-    return make_geometry(tmp_path_factory.mktemp("bundles") / "toy-features", BodyConfig("features", 0, 0))
+    return make_geometry(toy_features_folder, BodyConfig("features", 0, 0))
 
 
 @pytest.fixture(scope="session")

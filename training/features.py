@@ -20,7 +20,7 @@ from training.data.texts import OUTSIDE, TextSet
 MINILM, MINILM_SIZE = "all-MiniLM-L6-v2", 384
 MIDDLE_LAYER = 3
 SVD_SIZE = 256
-ENCODERS = ("minilm", "minilm-middle", "tfidf", "ngrams")
+SHARED = ("minilm", "minilm-middle")  # the others are fitted on each set, so that sets share no space
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def embedded(texts: TextSet, encoder: str, cache: Path, encode: Encode | None = 
     """A set under an encoder, from the cache where it lies there.
 
     Args:
-        encode: texts to `[M, D]`, where the encoder is not one of `ENCODERS`.
+        encode: texts to `[M, D]`, where the encoder is not one of `ENCODE`.
     """
     key = hashlib.sha256("\n".join([encoder, *texts.texts, *texts.names.values()]).encode()).hexdigest()[:12]
     path = cache / f"{texts.name}-{encoder}-{key}.safetensors"

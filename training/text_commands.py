@@ -17,6 +17,7 @@ from ltdi.experts import logits
 from ltdi.files import write_bytes, write_json
 from ltdi.generator import Calibration, CalibrationRow, draw_noise
 from training.configs.text import TEXT_EXPERIMENTS
+from training.features import SHARED
 from training.history_table import measure_history
 from training.runs import commit, threads
 from training.tasks import group_of, whole_task
@@ -152,7 +153,8 @@ def measure(workspace: TextWorkspace, seeds: int, names: tuple[str, ...]) -> dic
         generators = workspace.generators(group)
         for generator in generators.values():
             generator.calibration = Calibration()
-        cells |= answer_set(data, generators, base_statistics(workspace.measured, group), range(seeds))
+        base = base_statistics(workspace.measured, group) if workspace.experiment.measured in SHARED else None
+        cells |= answer_set(data, generators, base, range(seeds))
         task = whole_task(data, 1, 0)
         controls[data.name] = {k: round(v, 2) for k, v in other_answers(task, generators[0], 0).items()}
         if len(task.outside):

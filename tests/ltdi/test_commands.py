@@ -11,7 +11,7 @@ import torch
 
 import ltdi
 from ltdi.cli import main, missing, overview, run
-from ltdi.commands import measured, read_features, read_folder
+from ltdi.commands import measured, read_features, read_folder, read_task
 from ltdi.errors import EmptySupport, InvalidInput, InvalidSupport
 from ltdi.files import write_safetensors
 from service.client import png
@@ -91,7 +91,7 @@ def test_a_feature_file_that_does_not_fit_says_why(tensors, metadata, message: s
 @pytest.mark.parametrize("both", [True, False])
 def test_generate_takes_a_folder_or_features_and_not_both(both: bool, folder: Path, capsys) -> None:
     assert main(["generate", *([str(folder), "--features", "f"] if both else [])]) == 2
-    assert "either a folder of images or --features" in capsys.readouterr().err
+    assert "one of a folder of images, --features" in capsys.readouterr().err
 
 
 def test_generate_prints_its_facts_as_json(folder: Path, toy_folder: Path, tmp_path: Path, capsys) -> None:
@@ -159,3 +159,36 @@ def test_a_package_that_is_missing_is_named_with_its_extra(capsys) -> None:
 def test_help_lists_a_command_that_does_not_import_as_such() -> None:
     page = overview({"gone": command("gone", "no_such_package.commands:gone")})
     assert "gone  (not available: does not import: No module named 'no_such_package')" in page
+
+
+def test_a_task_of_features_in_a_file(tmp_path: Path, toy_features: ltdi.Bundle, toy_features_folder: Path) -> None:
+    rows = torch.randn(6, 5).tolist()
+    task = {
+        "classes": [{"label": "b"}, {"label": "a"}],
+        "support": [{"label": "ab"[i % 2], "features": row} for i, row in enumerate(rows)],
+        "unlabelled": [{"features": row} for row in rows],
+    }
+    (tmp_path / "task.json").write_text(json.dumps(task))
+    out = tmp_path / "head.safetensors"
+    arguments = ["generate", "--task", str(tmp_path / "task.json"), "--bundle", str(toy_features_folder), "--out", str(out)]
+    assert main(arguments) == 0
+    own = toy_features.generate(
+        torch.tensor(rows), [row["label"] for row in task["support"]], classes=["b", "a"], unlabelled=torch.tensor(rows)
+    )
+    assert out.read_bytes() == own.to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("{", "not a readable JSON file"),
+        ('{"suport": []}', "and nothing else"),
+        ('{"support": [{"text": "x"}]}', "object with a `label`"),
+        ('{"support": [{"label": "a", "text": "x"}, {"label": "b", "features": [1]}]}', "of one size"),
+        ('{"support": [{"label": "a", "features": [1]}, {"label": "b", "features": [1, 2]}]}', "of one size"),
+    ],
+)
+def test_a_task_file_that_is_none_is_refused(tmp_path: Path, task: str, message: str) -> None:
+    (tmp_path / "task.json").write_text(task)
+    with pytest.raises(InvalidInput, match=message):
+        read_task(tmp_path / "task.json")
