@@ -18,7 +18,7 @@ SHARPNESS = 10.0  # of logits from class means of unit vectors: 2 SHARPNESS time
 LEAST_CURVATURE = 0.12  # of the quadratic that a step of logistic regression solves; for N classes sqrt(1 / 2 N)
 SPREAD = 4.0  # standard deviation of an expert's logits over items and classes, before they are mixed
 EXPERTS = (
-    "means", "cosine", "name_means", "logistic", "logistic_loose", "logistic_examples",
+    "means", "cosine", "name_means", "ridge", "logistic", "logistic_loose", "logistic_examples",
     "pool_means", "pool_means_wide", "pool_means_full", "self_training", "self_training_means",
     "directed_means", "directed_pool",
 )  # fmt: skip
@@ -235,11 +235,14 @@ def all_experts(items: TaskItems, directions: Tensor | None = None) -> dict[str,
     means = targets.T @ features / counts.clamp_min(1)[:, None]
     named = items.named.to(features)
     with_name = (means * counts[:, None] + named[:, None] * items.names) / (counts + named).clamp_min(1)[:, None]
-    logistic = LogisticRegression(features, ones, items.ways).fit(targets, 20)
+    regression = LogisticRegression(features, ones, items.ways)
+    ridge = regression.fit(targets, 1)
+    logistic = regression.fit(targets, 20)
     heads = {
         "means": from_means(means),
         "cosine": from_means(unit(means)),
         "name_means": from_means(with_name),
+        "ridge": ridge,
         "logistic": logistic,
         "logistic_loose": LogisticRegression(features, ones, items.ways, 30.0).fit(targets, 20),
         "logistic_examples": logistic,

@@ -17,6 +17,15 @@ EXAMPLE = {
         {"label": "dog", "image": "iVBORw0KGgo..."},
     ],
 }
+TEXT_EXAMPLE = {
+    "model": "minilm",
+    "classes": [
+        {"label": "refund", "description": "the customer wants money back"},
+        {"label": "lost_card", "description": "a lost or stolen card"},
+    ],
+    "support": [{"label": "refund", "text": "where is my money"}],
+    "unlabelled": [{"text": "is my parcel lost?"}, {"text": "somebody took my card"}],
+}
 MEANINGS = {
     400: "The body is not what its Content-Type says",
     404: "No such model or artefact",
@@ -53,23 +62,32 @@ QUERIES = {
 }
 
 
+def _examples(example: Any) -> dict[str, Any]:
+    """One example, and for tasks one of texts beside it."""
+    found = {"images": {"value": example}}
+    return found | {"texts": {"value": TEXT_EXAMPLE}} if example is EXAMPLE else found
+
+
 def _body(schema: str, example: Any, files: dict[str, Any], tensors: str) -> dict[str, Any]:
     """The three request forms: a schema of JSON, the files of multipart, and what safetensors holds."""
     request = {"request": {"type": "string", "description": "the JSON form without what the files hold"}}
     content = {
-        JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": example},
+        JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}, "examples": _examples(example)},
         MULTIPART: {"schema": {"type": "object", "properties": request | files}},
         SAFETENSORS: {"schema": BINARY["schema"] | {"description": tensors}},
     }
     return {"requestBody": {"required": True, "content": content}}
 
 
-TENSORS = "`features [M, D]` (f32, f16, bf16) or `images [M, C, H, W]` (u8); the other keys of JSON as metadata"
+TENSORS = (
+    "`features [M, D]` (f32, f16, bf16) or `images [M, C, H, W]` (u8); for tasks `labels [M]` (i64), and where the model uses "
+    "them `descriptions [N, D]` and `unlabelled [U, D]`; the other keys of JSON as metadata"
+)
 ARTEFACT_HEADERS = {
     name: {"schema": {"type": "string"}}
     for name in (
         "ETag", "Server-Timing", "X-Request-Id", "LtDi-Method", "LtDi-Support-Accuracy",
-        "LtDi-Baseline-Support-Accuracy", "LtDi-Bundle", "LtDi-Cache",
+        "LtDi-Baseline-Support-Accuracy", "LtDi-Bundle", "LtDi-Cache", "LtDi-Truncated",
     )
 }  # fmt: skip
 HEAD_ANSWER = {

@@ -23,7 +23,7 @@ POOL_WEIGHT = 0.3  # of a pool item beside a labelled one, in the curvature
 POOL_SEEN = 256  # pool items that the steps look at; the closed forms see all of them
 ITEM_FACTS, TASK_FACTS, STATE_FACTS = 6, 8, 6
 START = {  # of the mixture, before training: a preference, and how it grows with the logarithm of examples a class
-    "means": (-0.5, -0.7), "cosine": (-0.5, -0.7), "name_means": (0.7, -0.7), "logistic": (1.5, 1.0),
+    "means": (-0.5, -0.7), "cosine": (-0.5, -0.7), "name_means": (1.7, -1.2), "ridge": (0.5, -0.5), "logistic": (1.5, 1.0),
     "logistic_loose": (1.5, 1.0), "pool_means": (1.0, -1.0), "pool_means_full": (0.5, -1.0),
     "pool_means_wide": (0.0, -1.0), "self_training": (2.5, 1.5), "self_training_means": (1.0, 0.5),
     "directed_means": (1.5, -1.0), "directed_pool": (1.5, -1.0),
@@ -64,10 +64,9 @@ class GeometryTask:
         base: `[N, D + 1]`, the baseline head, made comparable.
         scale: standard deviation of a weight of x_T.
         facts: `[TASK_FACTS]`.
-        labelled, targets: `[M', D + 1]`, `[M', N]`, centred, with a constant 1.
+        labelled, targets: `[M', D + 1]`, `[M', N]`: how far an error on each labelled item moves a head, the Newton way.
         pool: `[U', D + 1]`, likewise.
-        mean: `[D]`, what was subtracted.
-        inverse_curvature: `[D + 1, D + 1]`.
+        mean: `[D]`, of the items; those ways are of heads on features less it.
         seen: `[U', D]`, the pool items that the steps look at.
         expert_answers: `[U', N]`, mean probabilities of the experts on them.
         nearest: `[U']`, the largest similarity of a pool item to a labelled one.
@@ -83,7 +82,6 @@ class GeometryTask:
     targets: Tensor
     pool: Tensor
     mean: Tensor
-    inverse_curvature: Tensor
     seen: Tensor
     expert_answers: Tensor
     nearest: Tensor
@@ -109,8 +107,7 @@ def describe(items: TaskItems, directions: Tensor | None = None) -> GeometryTask
     together = torch.cat([features, pool])
     weights = torch.cat([features.new_ones(len(features)), features.new_full((len(pool),), POOL_WEIGHT)])
     mean = (weights[:, None] * together).sum(0) / weights.sum()
-    inputs = torch.cat([together - mean, together.new_ones(len(together), 1)], dim=1)
-    curvature = 0.5 * inputs.T @ (weights[:, None] * inputs) + 0.1 * torch.eye(inputs.shape[1]).to(inputs)
+    ways = newton_ways(torch.cat([together - mean, together.new_ones(len(together), 1)], dim=1), weights)
     return GeometryTask(
         items=items,
         experts=experts,
@@ -118,16 +115,29 @@ def describe(items: TaskItems, directions: Tensor | None = None) -> GeometryTask
         base=chosen,
         scale=max(RESIDUAL * float(chosen[:, :-1].square().mean().sqrt()), LEAST_SCALE),
         facts=_task_facts(items).to(experts),
-        labelled=inputs[: len(features)],
+        labelled=ways[: len(features)],
         targets=targets,
-        pool=inputs[len(features) :],
+        pool=ways[len(features) :],
         mean=mean,
-        inverse_curvature=torch.linalg.inv(curvature),
         seen=pool,
         expert_answers=torch.softmax(logits(experts, pool), dim=-1).mul(allowed.to(experts)[:, None, None]).sum(0)
         / allowed.sum(),
         nearest=(pool @ features.T).max(1).values if len(pool) else features.new_zeros(0),
     )
+
+
+def newton_ways(inputs: Tensor, weights: Tensor) -> Tensor:
+    """Rows of X H^-1 for H = X' diag(weights) X / 2 + I / 10, in whichever of the two spaces is smaller.
+
+    Args:
+        inputs: X, `[M, D + 1]`.
+    """
+    count, size = inputs.shape
+    if count < size:
+        gram = inputs @ inputs.T * (0.5 * weights) + 0.1 * torch.eye(count).to(inputs)
+        return torch.linalg.solve(gram, inputs)
+    curvature = 0.5 * inputs.T @ (weights[:, None] * inputs) + 0.1 * torch.eye(size).to(inputs)
+    return torch.linalg.solve(curvature, inputs.T).T
 
 
 def baseline_of(items: TaskItems) -> str:
@@ -197,7 +207,7 @@ class Geometry(nn.Module):
         if pool:
             weight = torch.sigmoid(self.item_weight(torch.tanh(self.item_hidden(pool.item_facts))).squeeze(1))
             gradient = gradient + pool.towards_sharper(weight, torch.exp(0.7 + sharpness)) * F.softplus(pool_step - 2)
-        answer = answer - centred(uncentre(gradient @ task.inverse_curvature, task.mean))
+        answer = answer - centred(uncentre(gradient, task.mean))
         return answer * torch.exp(scale)
 
     def mixture(self, task: GeometryTask) -> Tensor:
@@ -234,6 +244,6 @@ class _PoolView:
         self.facts = torch.stack([top[:, 0].mean(), entropy.mean(), same.mean(), spread, task.nearest.mean()])
 
     def towards_sharper(self, weight: Tensor, sharpness: Tensor) -> Tensor:
-        """Gradient `[N, D + 1]` of the cross entropy from the answers, sharpened, to the answers."""
+        """Newton way `[N, D + 1]` of the cross entropy from the answers, sharpened, to the answers."""
         sharper = torch.softmax(self.logits * sharpness, dim=1)
         return ((self.answers - sharper) * weight[:, None]).T @ self.task.pool

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ltdi.denoisers.geometry import GeometryConfig, describe
-from ltdi.experts import TaskItems, logits, unit
+from ltdi.denoisers.geometry import GeometryConfig, describe, newton_ways
+from ltdi.experts import EXPERTS, TaskItems, logits, unit
 from ltdi.generator import GeometryGenerator
 from ltdi.sampler import sample
 from ltdi.schedule import ScheduleConfig
@@ -87,12 +87,12 @@ def test_strength_nought_is_the_baseline() -> None:
         assert torch.equal(weak.generate_one(task, NOISE), task.base)
 
 
-@pytest.mark.parametrize(("pool", "shots", "base"), [(0, 3, 3), (40, 3, 9), (40, 0, 6)])
-def test_the_baseline_is_the_closed_form_for_what_the_task_holds(pool: int, shots: int, base: int) -> None:
+@pytest.mark.parametrize(("pool", "shots", "base"), [(0, 3, "logistic"), (40, 3, "self_training"), (40, 0, "pool_means")])
+def test_the_baseline_is_the_closed_form_for_what_the_task_holds(pool: int, shots: int, base: str) -> None:
     whole = items(pool)
     some = whole.kept(torch.arange(WAYS * 3)[: WAYS * shots])
     described = describe(some)
-    assert torch.equal(described.base, described.experts[base])
+    assert torch.equal(described.base, described.experts[EXPERTS.index(base)])
 
 
 def test_the_mixture_is_of_the_closed_forms(generator: GeometryGenerator) -> None:
@@ -101,3 +101,10 @@ def test_the_mixture_is_of_the_closed_forms(generator: GeometryGenerator) -> Non
     held = task.experts[task.allowed].flatten(1)
     fitted = torch.linalg.lstsq(held.T, direction[:, None]).solution.squeeze(1)
     assert torch.allclose(held.T @ fitted, direction, atol=1e-2) and (fitted > -1e-3).all()
+
+
+@pytest.mark.parametrize(("count", "size"), [(7, 30), (30, 7), (12, 12)])
+def test_newton_ways_are_the_same_in_both_spaces(count: int, size: int) -> None:
+    inputs, weights = torch.randn(count, size, dtype=torch.float64), torch.rand(count, dtype=torch.float64) + 0.1
+    curvature = 0.5 * inputs.T @ torch.diag(weights) @ inputs + 0.1 * torch.eye(size, dtype=torch.float64)
+    assert torch.allclose(newton_ways(inputs, weights), inputs @ torch.linalg.inv(curvature), atol=1e-6)
