@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -89,10 +90,10 @@ def draw(rows: list[tuple[str, float, float, float]]) -> None:
         ((1, "generated", "#b2182b"), (2, "class means", "#999999"), (3, "logistic regression", "#444444"))
     ):
         axes.bar(np.arange(len(rows)) + 0.27 * offset, [row[column] for row in rows], 0.25, label=name, color=colour)
-    axes.set_xticks(np.arange(len(rows)) + 0.27, [row[0].replace(", ", ",\n") for row in rows], fontsize=8)
+    axes.set_xticks(np.arange(len(rows)) + 0.27, [textwrap.fill(row[0], 20) for row in rows], fontsize=8)
     axes.set_ylabel("accuracy on new messages, %")
     axes.set_ylim(min(min(row[1:]) for row in rows) - 10, 100)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="upper left")
     figure.tight_layout()
     figure.savefig(OUT, dpi=120)
 
