@@ -33,7 +33,6 @@ class GeometryTraining:
         mixing_steps, mixing_batch, mixing_lr: of the first stage, which mixes closed forms without a chain.
         chain_steps, chain_batch, chain_lr: of the second, through the 20 steps.
         pull: of the first stage, back to the preferences that it begins with.
-        trajectory_weight: of Eq. 2 beside the task loss, in the second.
         seed: of tasks and noise.
     """
 
@@ -45,7 +44,6 @@ class GeometryTraining:
     chain_batch: int = 8
     chain_lr: float = 0.001
     pull: float = 0.003
-    trajectory_weight: float = 0.0
     seed: int = 0
 
 
