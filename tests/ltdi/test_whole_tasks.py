@@ -1,5 +1,6 @@
 """Descriptions, examples and a pool in one task: what comes back, and what is refused."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from ltdi import Bundle, InvalidFeatures, InvalidInput, InvalidSupport, LimitExceeded, UnsupportedInput, load_head
 from ltdi.bodies.loader import BodyConfig, build_body
+from ltdi.bodies.sentence import model_folder, weights_digest
 from ltdi.denoisers.geometry import GeometryConfig
 from ltdi.errors import BodyMissing, InvalidConfig, InvalidText
 from ltdi.support import Limits
@@ -191,6 +193,23 @@ def test_a_missing_encoder_is_named_with_its_remedy(tmp_path) -> None:
         body.embed(["x"])
     with pytest.raises(InvalidConfig):
         build_body(BodyConfig("sentence"))
+
+
+@pytest.mark.skipif(not SENTENCES, reason="the extra `text` is not installed")
+def test_a_model_by_its_path_and_weights(toy_text: Bundle, tmp_path) -> None:
+    copy = tmp_path / "a model of mine"
+    shutil.copytree(model_folder("all-MiniLM-L6-v2"), copy)
+    body = build_body(BodyConfig("sentence", 0, 0, str(copy), 384, weights_digest(copy)))
+    assert body.installed and body.max_tokens == 256
+    assert torch.allclose(body.embed(TEXTS).cpu(), toy_text.embed(TEXTS), atol=1e-6)
+
+
+@pytest.mark.skipif(not SENTENCES, reason="the extra `text` is not installed")
+def test_features_do_not_depend_on_company(toy_text: Bundle) -> None:
+    alone = torch.cat([toy_text.embed([text]) for text in TEXTS])
+    together = toy_text.embed([*TEXTS, "a much longer line that makes the batch wider than it would be " * 3])[:4]
+    assert torch.allclose(alone, together, atol=1e-5)
+    assert torch.allclose(alone.norm(dim=1), torch.ones(4), atol=1e-5)
 
 
 @pytest.mark.skipif(not SENTENCES, reason="the extra `text` is not installed")
