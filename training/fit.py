@@ -238,7 +238,8 @@ def fit(argv: list[str]) -> int:
     started = time.monotonic()
     history = read_history(args.tasks)
     body = body_config(args.body, history)
-    start = load_bundle("minilm" if args.body == "minilm" else "any-embedding", device="cpu")
+    known = args.body == "minilm" and not isinstance(history.inputs, Tensor)
+    start = load_bundle("minilm" if known else "any-embedding", device="cpu")
     data = _embedded(history, body)
     result: dict[str, Any] = {
         "classes": len(history.labels), "items": len(history.class_index), "tasks": len(set(history.tasks))

@@ -121,6 +121,7 @@ def test_a_history_of_features_makes_a_bundle(tmp_path: Path, capsys: pytest.Cap
     assert main(["fit", "--tasks", str(write(tmp_path / "t.jsonl", lines)), "--out", str(out)]) == 0
     bundle = ltdi.load_bundle(out, device="cpu")
     assert bundle.name == "mine" and bundle.feature_size == 32
+    assert bundle.config.geometry.centre  # it goes on from `any-embedding`
     fit = bundle.card["fit"]
     assert fit["classes"] == 40 and fit["items"] == 480 and "held_out" in fit
     assert fit["helps"] == bundle.config.geometry.directions
