@@ -130,11 +130,12 @@ class Head(nn.Module):
     def none_of_these(self, features: Tensor) -> Tensor:
         """How little each feature in `[..., D]` looks like any of the classes, `[...]`: large is none of them.
 
-        The energy of Liu et al. (2020), minus the logarithm of the summed exponentials of the logits, these in units of
-        the temperature and less their mean over classes.
+        The energy of Liu et al. (2020) a class: minus the logarithm of the mean exponential of the logits, these in units
+        of the temperature and less their mean over classes. So one threshold serves few classes and many.
         """
         answers = self(features) / self.temperature
-        return -torch.logsumexp(answers - answers.mean(-1, keepdim=True), dim=-1)
+        energy = -torch.logsumexp(answers - answers.mean(-1, keepdim=True), dim=-1)
+        return energy + math.log(answers.shape[-1])
 
     def is_none_of_these(self, features: Tensor) -> Tensor:
         """Which features in `[..., D]` are taken to belong to no class, `[...]`, boolean.

@@ -92,7 +92,8 @@ def fit_calibration(workspace: TextWorkspace, seed: int, repeats: int = 2) -> Ca
     rows = []
     tables = [one for one in workspace.measured if one.name in workspace.experiment.table]
     for shots in CALIBRATION_SHOTS:
-        temperatures, own, thresholds = [], [], []
+        found: list[torch.Tensor] = []
+        temperatures, own = [], []
         for data in tables:
             generator = workspace.generator(group_of(data.name), seed)
             for repeat in range(repeats):
@@ -101,14 +102,12 @@ def fit_calibration(workspace: TextWorkspace, seed: int, repeats: int = 2) -> Ca
                     described = describe(task.items(information, centre=workspace.experiment.geometry.centre))
                     noise = draw_noise(repeat, 1, tuple(described.base.shape))
                     queries = described.items.seen(task.queries)
-                    answers = logits(generator.generate_one(described, noise), queries)
-                    temperatures.append(best_temperature(answers, task.targets))
+                    found.append(logits(generator.generate_one(described, noise), queries))
+                    temperatures.append(best_temperature(found[-1], task.targets))
                     own.append(best_temperature(logits(described.base, queries), task.targets))
-                    score = scores_of(answers / temperatures[-1])["energy"]
-                    thresholds.append(float(torch.quantile(score, KEPT)))
-        rows.append(CalibrationRow(
-            shots, 1.0, float(np.median(temperatures)), float(np.median(own)), round(float(np.median(thresholds)), 4)
-        ))  # fmt: skip
+        temperature = float(np.median(temperatures))  # the one that a head will have, and its scores with it
+        thresholds = [float(torch.quantile(scores_of(answers / temperature)["energy"], KEPT)) for answers in found]
+        rows.append(CalibrationRow(shots, 1.0, temperature, float(np.median(own)), round(float(np.median(thresholds)), 4)))
     return Calibration(tuple(rows))
 
 

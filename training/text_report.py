@@ -51,7 +51,7 @@ def summary(result: dict[str, Any]) -> list[str]:
         ("the same, with self-training", f"{result['cells_wholly_below_strict']} of {count}"),
         ("against one closed form everywhere", one),
         ("one example a class: names and pool of 1 000, against logistic regression on the example", today(result)),
-        ("expected calibration error, 5 examples: generated, logistic regression", calibration(result)),
+        ("expected calibration error, 5 examples, no temperature in either: generated, logistic regression", calibration(result)),
     ]
     return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
 

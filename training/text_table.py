@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -260,7 +261,7 @@ def scores_of(answers: Tensor) -> dict[str, Tensor]:
     return {
         "max probability": -torch.softmax(answers, dim=1).max(1).values,
         "max logit": -answers.max(1).values,
-        "energy": -torch.logsumexp(centred, dim=1),
+        "energy": math.log(answers.shape[1]) - torch.logsumexp(centred, dim=1),  # as `Head.none_of_these`
     }
 
 

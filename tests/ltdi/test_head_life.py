@@ -136,6 +136,24 @@ def test_none_of_these_is_far_from_every_class(toy_features: Bundle, head: Head)
     assert load_head(head.to_bytes()).reject_threshold == pytest.approx(float(inside.max()))
 
 
+def test_one_threshold_serves_few_classes_and_many() -> None:
+    """A head that says nothing scores 0 at any number of classes; classes said twice over change nothing."""
+    rows, bias = torch.randn(4, 20), torch.randn(4)
+    once = Head([(rows, bias)], list("abcd"))
+    twice = Head([(rows.repeat(2, 1), bias.repeat(2))], list("abcdefgh"))
+    assert torch.allclose(once.none_of_these(X), twice.none_of_these(X), atol=1e-4)
+    for ways in (2, 150):
+        silent = Head([(torch.zeros(ways, 20), torch.zeros(ways))], [str(i) for i in range(ways)])
+        assert torch.allclose(silent.none_of_these(X), torch.zeros(len(X)), atol=1e-5)
+
+
+def test_the_score_of_the_table_is_the_head_s() -> None:
+    from training.text_table import scores_of
+
+    head = Head([(torch.randn(4, 20), torch.randn(4))], list("abcd"), temperature=1.7)
+    assert torch.allclose(scores_of(head(X).detach() / 1.7)["energy"], head.none_of_these(X), atol=1e-5)
+
+
 def test_a_threshold_is_interpolated_like_the_rest() -> None:
     rows = (CalibrationRow(1, 1.0, reject_threshold=-2.0), CalibrationRow(10, 1.0, reject_threshold=-4.0))
     assert Calibration(rows).reject_threshold(1) == -2.0
