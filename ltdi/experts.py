@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+POOL_SEEN = 256  # pool items that the steps look at, and folds; the closed forms of a whole task see all of them
 SHARPNESS = 10.0  # of logits from class means of unit vectors: 2 SHARPNESS times the inner product
 LEAST_CURVATURE = 0.12  # of the quadratic that a step of logistic regression solves; for N classes sqrt(1 / 2 N)
+SHARED_CENTRE = 0.3  # examples a class at which names are centred half by items and half by themselves
 SPREAD = 4.0  # standard deviation of an expert's logits over items and classes, before they are mixed
+REGRESSION_STEPS, FURTHER_STEPS = 20, 8  # of logistic regression; from one solution to that of a weaker penalty
+PRIOR_ROUNDS = 20  # of expectation maximisation for the classes' shares of a pool
 EXPERTS = (
-    "means", "cosine", "name_means", "ridge", "logistic", "logistic_loose", "logistic_examples",
-    "pool_means", "pool_means_wide", "pool_means_full", "self_training", "self_training_means",
-    "directed_means", "directed_pool",
+    "means", "cosine", "name_means", "names", "ridge", "ridge_loose", "logistic", "logistic_loose",
+    "pool_means", "pool_means_full", "self_training", "prior_means", "prior_names", "directed_means", "directed_pool",
 )  # fmt: skip
 
 
@@ -54,7 +57,7 @@ class TaskItems:
         """A task from what there is of it; features are brought to unit length.
 
         Args:
-            centre: subtract the mean of examples and pool first, or of the names where there is neither.
+            centre: subtract a mean first, for encoders of unknown mean (`_centres`).
         """
         size = examples.shape[-1]
         some = examples if names is None else names
@@ -65,9 +68,8 @@ class TaskItems:
         pool = some.new_zeros(0, size) if pool is None else pool
         named, mean = named.to(names.device), None
         if centre:
-            items = torch.cat([examples, pool])
-            mean = (items if len(items) else names[named]).mean(0)
-            examples, names, pool = examples - mean, names - mean, pool - mean
+            mean, of_names = _centres(examples, pool, names[named], ways)
+            examples, names, pool = examples - mean, names - of_names, pool - mean
         return cls(unit(examples), class_index, ways, unit(names), named, unit(pool), mean)
 
     def seen(self, features: Tensor) -> Tensor:
@@ -75,8 +77,10 @@ class TaskItems:
         return unit(features if self.mean is None else features - self.mean)
 
     def kept(self, examples: Tensor) -> TaskItems:
-        """The same task with only the examples `[...]` (integers)."""
-        return replace(self, examples=self.examples[examples], class_index=self.class_index[examples])
+        """The same task with only the examples `[...]` (integers), and `POOL_SEEN` items of the pool at most."""
+        return replace(
+            self, examples=self.examples[examples], class_index=self.class_index[examples], pool=some_of(self.pool)
+        )
 
     @cached_property
     def counts(self) -> Tensor:
@@ -89,6 +93,29 @@ class TaskItems:
         rows = self.named.nonzero().squeeze(1)
         index = torch.cat([self.class_index, rows])
         return torch.cat([self.examples, self.names[rows]]), F.one_hot(index, self.ways).to(self.examples)
+
+
+def _centres(examples: Tensor, pool: Tensor, names: Tensor, ways: int) -> tuple[Tensor, Tensor]:
+    """What is subtracted from items, and what from names, each `[D]`.
+
+    Of items, their mean, drawn to that of the examples as these grow in number: examples are drawn evenly over classes,
+    a pool need not be. Of names, the same while nothing else tells where items lie, then their own mean, because names
+    and items are texts of two kinds.
+    """
+    items = torch.cat([examples, pool])
+    count = len(examples)
+    mean = (examples.sum(0) + ways * (items if len(items) else names).mean(0)) / (count + ways)
+    if not len(names):
+        return mean, mean
+    apart = count / (count + SHARED_CENTRE * ways)
+    return mean, apart * names.mean(0) + (1 - apart) * mean
+
+
+def some_of(items: Tensor, most: int = POOL_SEEN) -> Tensor:
+    """At most so many of the items `[U, D]`, evenly from the first to the last, because logs come sorted."""
+    if len(items) <= most:
+        return items
+    return items[torch.linspace(0, len(items) - 1, most, device=items.device).round().long()]
 
 
 def unit(features: Tensor) -> Tensor:
@@ -140,6 +167,11 @@ class LogisticRegression:
             steep = curvature * x.T @ (self.weights * x)
             self.solve = torch.linalg.inv(steep + torch.eye(x.shape[1]).to(x) / inverse_strength)
         self.found: Tensor | None = None
+
+    def after(self, other: LogisticRegression) -> LogisticRegression:
+        """Itself; the next fit goes on from that of another on the same items."""
+        self.found = other.found
+        return self
 
     def fit(self, targets: Tensor, iterations: int) -> Tensor:
         """The head `[N, D + 1]` for targets `[M, N]`, each row a distribution; goes on from the fit before."""
@@ -227,44 +259,64 @@ def directed(prototypes: Tensor, directions: Tensor) -> Tensor:
 def all_experts(items: TaskItems, directions: Tensor | None = None) -> dict[str, Tensor]:
     """The heads of all closed forms that the task allows, in the order of `EXPERTS`.
 
+    A class's description counts among its examples; for `name_means` twice, for `names` alone.
+
     Args:
         directions: `[D, D]`, of a bundle that knows a domain.
     """
     features, targets = items.labelled
     ones, counts = features.new_ones(len(features)), targets.sum(0)
     means = targets.T @ features / counts.clamp_min(1)[:, None]
-    named = items.named.to(features)
-    with_name = (means * counts[:, None] + named[:, None] * items.names) / (counts + named).clamp_min(1)[:, None]
+    named = items.named.to(features)[:, None]
     regression = LogisticRegression(features, ones, items.ways)
-    ridge = regression.fit(targets, 1)
-    logistic = regression.fit(targets, 20)
+    loose = LogisticRegression(features, ones, items.ways, 30.0)
     heads = {
         "means": from_means(means),
         "cosine": from_means(unit(means)),
-        "name_means": from_means(with_name),
-        "ridge": ridge,
-        "logistic": logistic,
-        "logistic_loose": LogisticRegression(features, ones, items.ways, 30.0).fit(targets, 20),
-        "logistic_examples": logistic,
+        "name_means": from_means((means * counts[:, None] + named * items.names) / (counts[:, None] + named).clamp_min(1)),
+        "ridge": regression.fit(targets, 1),
+        "ridge_loose": loose.fit(targets, 1),
+        "logistic": regression.fit(targets, REGRESSION_STEPS),
+        "logistic_loose": loose.after(regression).fit(targets, FURTHER_STEPS),
     }
-    if bool(items.named.any()) and bool((items.counts > 0).all()):
-        of_examples = F.one_hot(items.class_index, items.ways).to(features)
-        regression = LogisticRegression(items.examples, ones[: len(of_examples)], items.ways)
-        heads["logistic_examples"] = regression.fit(of_examples, 20)
+    if bool(items.named.any()):
+        heads["names"] = from_means(torch.where(items.named[:, None], items.names, means))
     if len(items.pool):
-        for name, sharpness, weight in (
-            ("pool_means", 20.0, 0.3), ("pool_means_wide", 10.0, 1.0), ("pool_means_full", 20.0, 1.0)
-        ):
-            heads[name] = from_means(soft_means(means, counts, items.pool, sharpness, weight))
-        training = SelfTraining(items)
-        heads["self_training"] = training.fit(logistic, (8, 4, 4))
-        heads["self_training_means"] = training.fit(heads["pool_means"], (4, 4))
+        for name, weight in (("pool_means", 0.3), ("pool_means_full", 1.0)):
+            heads[name] = from_means(soft_means(means, counts, items.pool, 20.0, weight))
+        heads["self_training"] = SelfTraining(items).fit(heads["logistic"], (8, 4, 4))
+        for source, name in (("name_means", "prior_means"), ("names", "prior_names")):
+            if source in heads:
+                heads[name] = with_prior(heads[source], items.pool)
     if directions is not None:
         moved = directed(means, directions)
         heads["directed_means"] = from_means(moved)
         if len(items.pool):
             heads["directed_pool"] = from_means(soft_means(moved, counts, items.pool, 20.0, 0.3))
-    return heads
+    return {name: heads[name] for name in EXPERTS if name in heads}
+
+
+def with_prior(head: Tensor, pool: Tensor) -> Tensor:
+    """A head `[N, D + 1]`, made comparable, whose biases know how large a share of a pool each class has.
+
+    Examples and names say nothing of that; a pool does.
+    """
+    known = comparable(head[None], pool)[0]
+    shares = class_shares(torch.softmax(logits(known, pool), dim=1))
+    return torch.cat([known[:, :-1], (known[:, -1] + (shares * len(shares)).log())[:, None]], dim=1)
+
+
+def class_shares(answers: Tensor) -> Tensor:
+    """Shares of classes in a pool, `[N]`, from answers `[U, N]` that took all classes for equally frequent.
+
+    Expectation maximisation of Saerens, Latinne and Decaestecker (2002), drawn to equal shares by an item a class.
+    """
+    size, ways = answers.shape
+    shares = answers.new_full((ways,), 1 / ways)
+    for _ in range(PRIOR_ROUNDS):
+        counted = shares * (answers.T @ (1 / (answers @ shares)))
+        shares = (counted + 1) / (size + ways)
+    return shares
 
 
 def comparable(heads: Tensor, seen: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class GeometryTraining:
     chain_steps: int = 100
     chain_batch: int = 8
     chain_lr: float = 0.001
-    pull: float = 0.003
+    pull: float = 0.01
     seed: int = 0
 
 

@@ -9,6 +9,7 @@ Newton directions: towards the labels of the labelled items, and towards sharper
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,18 +17,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltdi.errors import InvalidConfig
-from ltdi.experts import EXPERTS, TaskItems, all_experts, centred, comparable, logits, uncentre
+from ltdi.experts import EXPERTS, TaskItems, all_experts, centred, class_shares, comparable, logits, some_of, uncentre
 from ltdi.schedule import Schedule
 
 POOL_WEIGHT = 0.3  # of a pool item beside a labelled one, in the curvature
-POOL_SEEN = 256  # pool items that the steps look at; the closed forms see all of them
-ITEM_FACTS, TASK_FACTS, STATE_FACTS = 6, 8, 6
-START = {  # of the mixture, before training: a preference, and how it grows with the logarithm of examples a class
-    "means": (-0.5, -0.7), "cosine": (-0.5, -0.7), "name_means": (1.7, -1.2), "ridge": (0.5, -0.5), "logistic": (1.5, 1.0),
-    "logistic_loose": (1.5, 1.0), "pool_means": (1.0, -1.0), "pool_means_full": (0.5, -1.0),
-    "pool_means_wide": (0.0, -1.0), "self_training": (2.5, 1.5), "self_training_means": (1.0, 0.5),
-    "directed_means": (1.5, -1.0), "directed_pool": (1.5, -1.0),
+ITEM_FACTS, TASK_FACTS, STATE_FACTS = 6, 9, 6
+EXAMPLES_FACT, SKEW_FACT = 1, 8  # in a task's facts: examples a class, and how unequal the classes are in the pool
+START = {  # of the mixture, before training: preference, and its growth with the logarithm of examples a class
+    "means": (-0.5, -0.7), "cosine": (-0.5, -0.7), "name_means": (2.2, -1.8), "names": (0.3, -1.5),
+    "ridge": (0.5, -0.5), "ridge_loose": (0.0, -0.5), "logistic": (1.5, 1.0), "logistic_loose": (1.5, 1.0),
+    "pool_means": (1.8, -1.5), "pool_means_full": (1.3, -1.5), "self_training": (2.2, 2.5),
+    "prior_means": (-0.5, 0.0), "prior_names": (-1.0, -1.0), "directed_means": (1.5, -1.0), "directed_pool": (1.5, -1.0),
 }  # fmt: skip
+START_CENTRED = START | {  # where the encoder is any: few are made for comparing as they are, and ridge evens them out
+    "name_means": (1.7, -1.2), "names": (0.0, -1.2), "ridge": (1.5, -1.5), "ridge_loose": (2.0, -1.5),
+    "logistic": (0.5, 1.5), "logistic_loose": (0.5, 1.5), "pool_means": (1.0, -1.0), "pool_means_full": (0.5, -1.0),
+    "self_training": (2.5, 1.5),
+}  # fmt: skip
+SKEW_GROWTH = 3.0  # of the preference for `prior_means` and `prior_names`
 LEAST_SCALE = 1e-3  # of x_T, where a task holds nothing that tells its classes apart
 RESIDUAL = 0.3  # standard deviation of x_T beside the root mean square of the base's weights
 
@@ -95,7 +102,8 @@ def describe(items: TaskItems, directions: Tensor | None = None) -> GeometryTask
     """
     features, targets = items.labelled
     heads = all_experts(items, directions)
-    seen = items.pool if len(items.pool) else features
+    pool = some_of(items.pool)
+    seen = pool if len(pool) else features
     names = list(heads)
     stacked = comparable(torch.stack([heads[name] for name in names]), seen)
     at = torch.tensor([EXPERTS.index(name) for name in names])
@@ -103,7 +111,6 @@ def describe(items: TaskItems, directions: Tensor | None = None) -> GeometryTask
     allowed = torch.zeros(len(EXPERTS), dtype=torch.bool)
     allowed[at] = True
     chosen = experts[EXPERTS.index(baseline_of(items))]
-    pool = items.pool[:POOL_SEEN]
     together = torch.cat([features, pool])
     weights = torch.cat([features.new_ones(len(features)), features.new_full((len(pool),), POOL_WEIGHT)])
     mean = (weights[:, None] * together).sum(0) / weights.sum()
@@ -114,7 +121,7 @@ def describe(items: TaskItems, directions: Tensor | None = None) -> GeometryTask
         allowed=allowed.to(experts.device),
         base=chosen,
         scale=max(RESIDUAL * float(chosen[:, :-1].square().mean().sqrt()), LEAST_SCALE),
-        facts=_task_facts(items).to(experts),
+        facts=_task_facts(items, heads).to(experts),
         labelled=ways[: len(features)],
         targets=targets,
         pool=ways[len(features) :],
@@ -151,7 +158,7 @@ def baseline_of(items: TaskItems) -> str:
     return "pool_means" if float(items.counts.float().mean()) < 1.5 else "self_training"
 
 
-def _task_facts(items: TaskItems) -> Tensor:
+def _task_facts(items: TaskItems, heads: Mapping[str, Tensor]) -> Tensor:
     shots, size = float(items.counts.float().mean()), len(items.pool)
     has_pool = float(size > 0)
     return torch.tensor([
@@ -163,7 +170,16 @@ def _task_facts(items: TaskItems) -> Tensor:
         has_pool * math.log1p(shots),
         float(items.counts.float().std(unbiased=False)) / (1 + shots),
         has_pool * (math.log1p(size) / 3 - 2),
+        has_pool * (4 * _inequality(heads["name_means"], items.pool) - 0.5),
     ])  # fmt: skip
+
+
+def _inequality(head: Tensor, pool: Tensor) -> float:
+    """How unequal the classes' shares of a pool are, as a head finds them: 0 for equal ones, 1 for one class alone."""
+    if not len(pool):
+        return 0.0
+    shares = class_shares(torch.softmax(logits(comparable(head[None], pool)[0], pool), dim=1))
+    return 1 + float((shares * shares.log()).sum()) / math.log(len(shares))
 
 
 class Geometry(nn.Module):
@@ -183,9 +199,11 @@ class Geometry(nn.Module):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.by_task.bias)
         with torch.no_grad():
-            for name, (preference, growth) in START.items():
+            for name, (preference, growth) in (START_CENTRED if config.centre else START).items():
                 self.by_task.bias[EXPERTS.index(name)] = preference
-                self.by_task.weight[EXPERTS.index(name), 1] = growth  # `_task_facts`: examples a class
+                self.by_task.weight[EXPERTS.index(name), EXAMPLES_FACT] = growth
+            for name in ("prior_means", "prior_names"):
+                self.by_task.weight[EXPERTS.index(name), SKEW_FACT] = SKEW_GROWTH
         nn.init.zeros_(self.item_weight.bias)
 
     def waypoint(self, head: Tensor, t: int, task: GeometryTask) -> Tensor:
