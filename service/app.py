@@ -52,6 +52,7 @@ class State:
         )
         self.metrics.watch_queue(lambda: self.worker.depth, settings.queue_length)
         self.draining = False
+        self.begun, self.answered = 0, 0  # requests
 
     def live_reasons(self) -> list[str]:
         """Why the process should be restarted; empty when it should not."""
@@ -107,6 +108,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     loading.start()
     yield
     await state.drain()
+    LOG.info("stopped", extra={"fields": {"begun": state.begun, "answered": state.answered}})
 
 
 class Envelope:
@@ -130,10 +132,13 @@ class Envelope:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", identifier.encode())]
+                if self.state.draining:
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         metrics = self.state.metrics
         metrics.in_flight.inc()
+        self.state.begun += 1
         try:
             await self._answer(scope, receive, send_with_id, identifier)
         except Exception as error:
@@ -143,6 +148,7 @@ class Envelope:
                 await problem_response(problem, identifier)(scope, receive, send_with_id)
         finally:
             metrics.in_flight.dec()
+            self.state.answered += bool(status)
             self._count(scope, status, time.perf_counter() - started, timing, identifier)
 
     async def _answer(self, scope: dict, receive: Callable, send: Callable, identifier: str) -> None:

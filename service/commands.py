@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 import uvicorn
@@ -44,6 +45,8 @@ class Server(uvicorn.Server):
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         self._service = app.state.service
+        self._leaves_at: float | None = None
+        self._leave_seconds = settings.leave_seconds
         super().__init__(
             uvicorn.Config(
                 app,
@@ -58,6 +61,18 @@ class Server(uvicorn.Server):
         )
 
     def handle_exit(self, sig: int, frame: object) -> None:
-        """Not ready at once, then the usual stop and exit code 0; a second signal does not wait."""
+        """Not ready at once; a little later the usual stop, with exit code 0. A second signal does not wait.
+
+        In between every answer closes its connection, so that none is closed under a request that is on its way.
+        """
         self._service.draining = True
-        self.force_exit, self.should_exit = self.should_exit, True
+        if self._leaves_at is None:
+            self._leaves_at = time.monotonic() + self._leave_seconds
+        else:
+            self.force_exit = self.should_exit = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop."""
+        if self._leaves_at is not None and time.monotonic() >= self._leaves_at:
+            self.should_exit = True
+        return await super().on_tick(counter)

@@ -44,6 +44,7 @@ class Settings(BaseSettings):
     answer_seconds: float = Field(30.0, gt=0, description="from the body's end until work must have begun")
     body_seconds: float = Field(30.0, gt=0, description="to read one request body")
     drain_seconds: float = Field(20.0, ge=0, description="to finish work in hand after SIGTERM")
+    leave_seconds: float = Field(1.0, ge=0, description="after SIGTERM, to answer that it is leaving before it stops listening")
     cache_items: int = Field(256, ge=0, description="artefacts kept for repeated requests and /artefacts; 0 keeps none")
 
     @field_validator("bundle", mode="before")
