@@ -49,8 +49,10 @@ class State:
             settings.queue_length,
             settings.max_batch,
             lambda name, size: self.metrics.batch_size.labels(name).observe(size),
+            lambda error: LOG.critical("inference thread ended", extra={"fields": fault_fields(error)}),
         )
         self.metrics.watch_queue(lambda: self.worker.depth, settings.queue_length)
+        self.metrics.watch_worker(lambda: self.worker.alive)
         self.draining = False
 
     def live_reasons(self) -> list[str]:
