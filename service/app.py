@@ -13,6 +13,7 @@ import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from starlette.responses import Response
 
 from ltdi import Bundle, LtDiError, library_version
 from service.encode import Cache
+from service.keys import Keys, Tries
 from service.metrics import Metrics
 from service.models import Models
+from service.openapi import document
 from service.problems import Problem, framework_problem, located, problem_of, problem_response
-from service.routes import router
+from service.routes import open_routes, router
 from service.settings import Settings
 from service.worker import Worker, WorkerDead
 
@@ -53,6 +56,8 @@ class State:
         )
         self.metrics.watch_queue(lambda: self.worker.depth, settings.queue_length)
         self.metrics.watch_worker(lambda: self.worker.alive)
+        self.keys = Keys(settings.keys_file, "keys_file")
+        self.key_tries = Tries(settings.key_tries_per_minute)
         self.draining = False
 
     def live_reasons(self) -> list[str]:
@@ -90,8 +95,10 @@ def create_app(settings: Settings | None = None, bundles: list[Bundle] | None = 
         summary="Weights on demand: classifier heads from a few examples",
         redirect_slashes=False,
     )
+    app.openapi = cache(lambda: document(app))
     app.state.service = state
     app.include_router(router)
+    app.include_router(open_routes)
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(LtDiError, _on_library_error)
     app.add_exception_handler(WorkerDead, _on_dead_worker)
@@ -105,6 +112,8 @@ def create_app(settings: Settings | None = None, bundles: list[Bundle] | None = 
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state: State = app.state.service
     state.worker.start()
+    if not state.keys.configured:
+        LOG.warning("no keys are configured; every caller may ask", extra={"fields": {"setting": "keys_file"}})
     loading = threading.Thread(target=state.models.load_all, name="loading", daemon=True)
     loading.start()
     yield

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from pydantic.fields import FieldInfo
 
 from service.app import create_app, log_to_stdout
 from service.settings import PREFIX, Settings, flag_of, load_settings
@@ -30,13 +31,19 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--config", type=Path, help=f"a TOML file of settings ({PREFIX}CONFIG)")
     for name, field in Settings.model_fields.items():
-        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
         made.add_argument(
             flag_of(name),
-            help=f"{field.description} (default: {default}; {PREFIX}{name.upper()})",
+            help=f"{field.description} (default: {default_of(field)}; {PREFIX}{name.upper()})",
             metavar=name.upper(),
         )
     return made
+
+
+def default_of(field: FieldInfo) -> str:
+    """A default as an operator would write it."""
+    if field.default is None:
+        return "none"
+    return ",".join(field.default) if isinstance(field.default, tuple) else str(field.default)
 
 
 class Server(uvicorn.Server):

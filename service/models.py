@@ -139,6 +139,7 @@ class Models:
                 "items": settings.max_items,
                 "pixels": settings.max_pixels,
                 "queue_length": settings.queue_length,
+                "key_tries_per_minute": settings.key_tries_per_minute,
                 "answer_seconds": settings.answer_seconds,
                 "body_seconds": settings.body_seconds,
             },

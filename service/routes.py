@@ -12,18 +12,27 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from ltdi import Bundle, Head, LtDiError, TaskEmbedding, load_head, safetensors_bytes
 from service import documents
 from service.decode import JSON, MULTIPART, SAFETENSORS, Decoder, HeadCall, PredictCall
 from service.encode import Artefact, choose_form, etag_of, milliseconds, server_timing
+from service.keys import check_key
 from service.metrics import MEDIA_TYPE
 from service.problems import CLIENT_GONE, Problem
 from service.worker import Job
 
-router = APIRouter()
+
+async def need_key(request: Request) -> None:
+    """The key, looked at before anything of the body is read."""
+    state = request.app.state.service
+    check_key(request, state.keys, state.key_tries)
+
+
+router = APIRouter(dependencies=[Depends(need_key)])
+open_routes = APIRouter()
 
 
 @router.post("/generate-head", **documents.GENERATE)
@@ -229,19 +238,19 @@ async def body(request: Request, name: str) -> Response:
     return Response(content, 200, {"ETag": f'"{bundle.digest}-body"'}, SAFETENSORS)
 
 
-@router.get("/livez", **documents.HEALTH)
+@open_routes.get("/livez", **documents.HEALTH)
 async def livez(request: Request) -> JSONResponse:
     """Whether the process should go on running."""
     return _health(request.app.state.service.live_reasons())
 
 
-@router.get("/readyz", **documents.HEALTH)
+@open_routes.get("/readyz", **documents.HEALTH)
 async def readyz(request: Request) -> JSONResponse:
     """Whether the service takes work."""
     return _health(request.app.state.service.ready_reasons())
 
 
-@router.get("/health", **documents.HEALTH)
+@open_routes.get("/health", **documents.HEALTH)
 async def health(request: Request) -> JSONResponse:
     """The same as `/readyz`."""
     return _health(request.app.state.service.ready_reasons())
@@ -253,13 +262,13 @@ def _health(reasons: list[str]) -> JSONResponse:
     return JSONResponse(document, 503 if reasons else 200, headers)
 
 
-@router.get("/metrics", include_in_schema=False)
+@open_routes.get("/metrics", include_in_schema=False)
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
     return Response(request.app.state.service.metrics.text(), media_type=MEDIA_TYPE)
 
 
-@router.get("/", include_in_schema=False)
+@open_routes.get("/", include_in_schema=False)
 async def page() -> HTMLResponse:
     """A page to try it."""
     return HTMLResponse(_page())

@@ -183,6 +183,7 @@ class LimitsDocument(BaseModel):
     items: int
     pixels: int
     queue_length: int
+    key_tries_per_minute: int
     answer_seconds: float
     body_seconds: float
 

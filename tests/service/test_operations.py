@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from ltdi.errors import InvalidConfig
 from service.app import create_app
-from service.commands import parser
+from service.commands import default_of, parser
 from service.openapi import text
 from service.settings import Settings, flag_of, load_settings
 from tests.service.conftest import Running, json_task
@@ -100,6 +100,17 @@ def test_when_the_inference_thread_dies_everyone_learns_it_within_a_second(toy, 
         server.stop()
     assert [record.levelname for record in caplog.records if record.message == "inference thread ended"] == ["CRITICAL"]
     assert "secret" not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_the_served_document_is_the_one_in_the_repository(http) -> None:
+    assert http.get("/openapi.json").json() == json.loads((ROOT / "openapi" / "openapi.json").read_text(encoding="utf-8"))
+
+
+def test_the_readme_has_a_table_of_every_setting() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", readme.split("## Settings")[1].split("\n## ")[0], re.MULTILINE))
+    wanted = {name: f"{field.description} | {default_of(field)}" for name, field in Settings.model_fields.items()}
+    assert rows == wanted
 
 
 def test_the_document_in_the_repository_is_the_app_s() -> None:
