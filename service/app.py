@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
@@ -23,10 +23,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ltdi import Bundle, LtDiError, library_version
+from ltdi.errors import InvalidConfig
 from service.encode import Cache
 from service.keys import Keys, Tries
 from service.metrics import Metrics
-from service.models import Models
+from service.models import Model, Models
 from service.openapi import document
 from service.problems import Problem, framework_problem, located, problem_of, problem_response
 from service.routes import open_routes, router
@@ -57,6 +58,7 @@ class State:
         self.metrics.watch_queue(lambda: self.worker.depth, settings.queue_length)
         self.metrics.watch_worker(lambda: self.worker.alive)
         self.keys = Keys(settings.keys_file, "keys_file")
+        self.admin_keys = Keys(settings.admin_keys_file, "admin_keys_file")
         self.key_tries = Tries(settings.key_tries_per_minute)
         self.draining = False
 
@@ -73,6 +75,25 @@ class State:
         if default.state != "ready":
             reasons.append(f"model {default.name!r} is {default.state}: {default.reason}")
         return reasons
+
+    def reload(self, models: Sequence[Model] | None = None) -> list[str]:
+        """Read the key files and load bundles again; what fails stays as it was.
+
+        Args:
+            models: which; every one where absent.
+
+        Returns:
+            What failed, and why.
+        """
+        failures = []
+        for keys in (self.keys, self.admin_keys):
+            try:
+                keys.read()
+            except InvalidConfig as error:
+                LOG.error("keys not read again", extra={"fields": {"reason": str(error)}})
+                failures.append(f"{error}; the keys stay as they were")
+        failed = self.models.reload(self.models.all if models is None else models)
+        return failures + [f"model {model.name!r}: {model.reason}" for model in failed]
 
     async def drain(self) -> None:
         """Finish the work in hand, for `drain_seconds` at most."""

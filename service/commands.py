@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import threading
 from pathlib import Path
 
 import uvicorn
@@ -20,6 +22,8 @@ def serve(argv: list[str]) -> int:
     settings = load_settings({name: value for name, value in given.items() if value is not None}, file)
     log_to_stdout()
     server = Server(create_app(settings), settings)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, server.handle_reload)
     server.run()
     return 0
 
@@ -68,3 +72,7 @@ class Server(uvicorn.Server):
         """Not ready at once, then the usual stop and exit code 0; a second signal does not wait."""
         self._service.draining = True
         self.force_exit, self.should_exit = self.should_exit, True
+
+    def handle_reload(self, sig: int, frame: object) -> None:
+        """Read the key files and load the bundles again, in a thread; requests are answered meanwhile."""
+        threading.Thread(target=self._service.reload, name="reloading", daemon=True).start()

@@ -32,6 +32,7 @@ MEANINGS = {
     404: "No such model or artefact",
     406: "No acceptable response form",
     408: "The body did not arrive in time",
+    409: "Something could not be loaded; what was loaded before goes on",
     413: "Too many bytes, items or pixels",
     415: "Unknown request form or image type",
     422: "Understood but impossible",
@@ -141,6 +142,14 @@ BODY = {
     "responses": {200: {"description": "The body's parameters", "content": {SAFETENSORS: BINARY}}}
     | _problems(401, 404, 406, 429, 503)
 }
+RELOAD = {
+    "responses": {200: _answer("Loaded again", "ReloadDocument")}
+    | _problems(400, 401, 404, 408, 409, 413, 415, 422, 429, 503),
+    "openapi_extra": {
+        "requestBody": {"content": {JSON: {"schema": {"$ref": "#/components/schemas/ReloadRequest"}}}},
+        "security": [{"key": []}, {"keyHeader": []}],
+    },
+}
 HEALTH = {
     "responses": {
         200: _answer("All is well", "HealthDocument"),
@@ -150,5 +159,5 @@ HEALTH = {
 NAMED = (
     schemas.TaskRequest, schemas.EmbedRequest, schemas.PredictRequest, schemas.ProblemDocument, schemas.HeadDocument,
     schemas.FeaturesDocument, schemas.TaskEmbeddingDocument, schemas.PredictionDocument, schemas.ModelDocument,
-    schemas.ModelsDocument, schemas.HealthDocument,
+    schemas.ModelsDocument, schemas.HealthDocument, schemas.ReloadRequest, schemas.ReloadDocument,
 )  # fmt: skip

@@ -40,6 +40,7 @@ KINDS: dict[str, Kind] = {
     "method-not-allowed": Kind(405, "The route does not take this method"),
     "not-acceptable": Kind(406, "No acceptable response form", "invalid"),
     "body-timeout": Kind(408, "The body did not arrive in time", "deadline"),
+    "reload-failed": Kind(409, "Not everything was loaded again"),
     "body-too-large": Kind(413, "The body is too large", "too_large"),
     "items-too-many": Kind(413, "Too many items", "too_large"),
     "pixels-too-many": Kind(413, "The image is too large", "too_large"),

@@ -97,6 +97,12 @@ class PredictRequest(PredictFields):
     queries: list[Item]
 
 
+class ReloadRequest(Strict):
+    """What to load again."""
+
+    model: str | None = Field(None, description="a name of `/models`; every model where absent")
+
+
 class ProblemDocument(BaseModel):
     """An error (RFC 9457)."""
 
@@ -194,7 +200,7 @@ class ModelDocument(BaseModel):
     name: str
     default: bool
     state: Literal["loading", "ready", "failed"]
-    reason: str | None = Field(None, description="why it is not ready")
+    reason: str | None = Field(None, description="why it is not ready, or why its last reload failed")
     kind: Literal["head"] = "head"
     recipe: str | None = None
     body: BodyDocument | None = None
@@ -210,6 +216,12 @@ class ModelDocument(BaseModel):
 
 class ModelsDocument(BaseModel):
     """Every bundle, the default one first."""
+
+    models: list[ModelDocument]
+
+
+class ReloadDocument(BaseModel):
+    """What was loaded again, besides the keys."""
 
     models: list[ModelDocument]
 

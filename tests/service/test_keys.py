@@ -194,4 +194,4 @@ def test_the_document_says_which_routes_take_a_key(toy: Bundle) -> None:
         path for path, operations in document["paths"].items() for operation in operations.values()
         if {name for choice in operation.get("security", []) for name in choice} == schemes
     }  # fmt: skip
-    assert {path.split("/")[1] for path in keyed} == {"generate-head", "embed", "predict", "models", "artefacts"}
+    assert {path.split("/")[1] for path in keyed} == {"generate-head", "embed", "predict", "models", "artefacts", "admin"}
