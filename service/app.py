@@ -32,6 +32,7 @@ from service.openapi import document
 from service.problems import Problem, framework_problem, located, problem_of, problem_response
 from service.routes import open_routes, router
 from service.settings import Settings
+from service.traces import Traces, trace_id
 from service.worker import Worker, WorkerDead
 
 LOG = logging.getLogger("ltdi.service")
@@ -60,6 +61,7 @@ class State:
         self.keys = Keys(settings.keys_file, "keys_file")
         self.admin_keys = Keys(settings.admin_keys_file, "admin_keys_file")
         self.key_tries = Tries(settings.key_tries_per_minute)
+        self.traces = Traces(settings.otlp_endpoint) if settings.otlp_endpoint else None
         self.draining = False
 
     def live_reasons(self) -> list[str]:
@@ -99,6 +101,8 @@ class State:
         """Finish the work in hand, for `drain_seconds` at most."""
         self.draining = True
         await asyncio.to_thread(self.worker.stop, self.settings.drain_seconds)
+        if self.traces is not None:
+            await asyncio.to_thread(self.traces.stop)
 
 
 def create_app(settings: Settings | None = None, bundles: list[Bundle] | None = None) -> FastAPI:
@@ -154,6 +158,8 @@ class Envelope:
             return
         started, status = time.perf_counter(), 0
         scope.setdefault("state", {})["request_id"] = identifier = request_id_of(scope)
+        traces = self.state.traces
+        span = None if traces is None else traces.begin(scope, identifier)
         timing: dict[str, float] = {}
         scope["state"] |= {"seconds": timing, "started": started}
 
@@ -175,7 +181,10 @@ class Envelope:
                 await problem_response(problem, identifier)(scope, receive, send_with_id)
         finally:
             metrics.in_flight.dec()
-            self._count(scope, status, time.perf_counter() - started, timing, identifier)
+            more = {} if span is None else {"trace_id": trace_id(span)}
+            self._count(scope, status, time.perf_counter() - started, timing, {"request_id": identifier} | more)
+            if traces is not None:
+                traces.end(span, getattr(scope.get("route"), "path", None), status, timing)
 
     async def _answer(self, scope: dict, receive: Callable, send: Callable, identifier: str) -> None:
         size = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
@@ -187,11 +196,11 @@ class Envelope:
             return
         await self.app(scope, receive, send)
 
-    def _count(self, scope: dict, status: int, seconds: float, timing: dict[str, float], identifier: str) -> None:
+    def _count(self, scope: dict, status: int, seconds: float, timing: dict[str, float], facts: dict) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
         self.state.metrics.requests.labels(route, str(status)).inc()
         self.state.metrics.duration.labels(route).observe(seconds)
-        fields = {"request_id": identifier, "route": route, "code": status, "seconds": round(seconds, 6)}
+        fields = facts | {"route": route, "code": status, "seconds": round(seconds, 6)}
         fields |= {f"{stage}_seconds": round(value, 6) for stage, value in timing.items() if stage != "total"}
         LOG.info("request", extra={"fields": fields})
 
@@ -268,7 +277,7 @@ def log_to_stdout() -> None:
     """JSON lines of this service and of its server, on standard output."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines())
-    for name in ("ltdi", "uvicorn", "uvicorn.error"):
+    for name in ("ltdi", "uvicorn", "uvicorn.error", "opentelemetry"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
