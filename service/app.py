@@ -11,8 +11,9 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,16 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ltdi import Bundle, LtDiError, library_version
+from ltdi.errors import InvalidConfig
 from service.encode import Cache
+from service.keys import Keys, Tries
 from service.metrics import Metrics
-from service.models import Models
+from service.models import Model, Models
+from service.openapi import document
 from service.problems import Problem, framework_problem, located, problem_of, problem_response
-from service.routes import router
+from service.routes import open_routes, router
 from service.settings import Settings
+from service.traces import Traces, trace_id
 from service.worker import Worker, WorkerDead
 
 LOG = logging.getLogger("ltdi.service")
@@ -49,8 +54,14 @@ class State:
             settings.queue_length,
             settings.max_batch,
             lambda name, size: self.metrics.batch_size.labels(name).observe(size),
+            lambda error: LOG.critical("inference thread ended", extra={"fields": fault_fields(error)}),
         )
         self.metrics.watch_queue(lambda: self.worker.depth, settings.queue_length)
+        self.metrics.watch_worker(lambda: self.worker.alive)
+        self.keys = Keys(settings.keys_file, "keys_file")
+        self.admin_keys = Keys(settings.admin_keys_file, "admin_keys_file")
+        self.key_tries = Tries(settings.key_tries_per_minute)
+        self.traces = Traces(settings.otlp_endpoint) if settings.otlp_endpoint else None
         self.draining = False
         self.begun, self.answered = 0, 0  # requests
 
@@ -68,10 +79,31 @@ class State:
             reasons.append(f"model {default.name!r} is {default.state}: {default.reason}")
         return reasons
 
+    def reload(self, models: Sequence[Model] | None = None) -> list[str]:
+        """Read the key files and load bundles again; what fails stays as it was.
+
+        Args:
+            models: which; every one where absent.
+
+        Returns:
+            What failed, and why.
+        """
+        failures = []
+        for keys in (self.keys, self.admin_keys):
+            try:
+                keys.read()
+            except InvalidConfig as error:
+                LOG.error("keys not read again", extra={"fields": {"reason": str(error)}})
+                failures.append(f"{error}; the keys stay as they were")
+        failed = self.models.reload(self.models.all if models is None else models)
+        return failures + [f"model {model.name!r}: {model.reason}" for model in failed]
+
     async def drain(self) -> None:
         """Finish the work in hand, for `drain_seconds` at most."""
         self.draining = True
         await asyncio.to_thread(self.worker.stop, self.settings.drain_seconds)
+        if self.traces is not None:
+            await asyncio.to_thread(self.traces.stop)
 
 
 def create_app(settings: Settings | None = None, bundles: list[Bundle] | None = None) -> FastAPI:
@@ -89,8 +121,10 @@ def create_app(settings: Settings | None = None, bundles: list[Bundle] | None = 
         summary="Weights on demand: classifier heads from a few examples",
         redirect_slashes=False,
     )
+    app.openapi = cache(lambda: document(app))
     app.state.service = state
     app.include_router(router)
+    app.include_router(open_routes)
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(LtDiError, _on_library_error)
     app.add_exception_handler(WorkerDead, _on_dead_worker)
@@ -104,6 +138,8 @@ def create_app(settings: Settings | None = None, bundles: list[Bundle] | None = 
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state: State = app.state.service
     state.worker.start()
+    if not state.keys.configured:
+        LOG.warning("no keys are configured; every caller may ask", extra={"fields": {"setting": "keys_file"}})
     loading = threading.Thread(target=state.models.load_all, name="loading", daemon=True)
     loading.start()
     yield
@@ -124,6 +160,8 @@ class Envelope:
             return
         started, status = time.perf_counter(), 0
         scope.setdefault("state", {})["request_id"] = identifier = request_id_of(scope)
+        traces = self.state.traces
+        span = None if traces is None else traces.begin(scope, identifier)
         timing: dict[str, float] = {}
         scope["state"] |= {"seconds": timing, "started": started}
 
@@ -149,7 +187,10 @@ class Envelope:
         finally:
             metrics.in_flight.dec()
             self.state.answered += bool(status)
-            self._count(scope, status, time.perf_counter() - started, timing, identifier)
+            more = {} if span is None else {"trace_id": trace_id(span)}
+            self._count(scope, status, time.perf_counter() - started, timing, {"request_id": identifier} | more)
+            if traces is not None:
+                traces.end(span, getattr(scope.get("route"), "path", None), status, timing)
 
     async def _answer(self, scope: dict, receive: Callable, send: Callable, identifier: str) -> None:
         size = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
@@ -161,11 +202,11 @@ class Envelope:
             return
         await self.app(scope, receive, send)
 
-    def _count(self, scope: dict, status: int, seconds: float, timing: dict[str, float], identifier: str) -> None:
+    def _count(self, scope: dict, status: int, seconds: float, timing: dict[str, float], facts: dict) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
         self.state.metrics.requests.labels(route, str(status)).inc()
         self.state.metrics.duration.labels(route).observe(seconds)
-        fields = {"request_id": identifier, "route": route, "code": status, "seconds": round(seconds, 6)}
+        fields = facts | {"route": route, "code": status, "seconds": round(seconds, 6)}
         fields |= {f"{stage}_seconds": round(value, 6) for stage, value in timing.items() if stage != "total"}
         LOG.info("request", extra={"fields": fields})
 
@@ -242,7 +283,7 @@ def log_to_stdout() -> None:
     """JSON lines of this service and of its server, on standard output."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines())
-    for name in ("ltdi", "uvicorn", "uvicorn.error"):
+    for name in ("ltdi", "uvicorn", "uvicorn.error", "opentelemetry"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)

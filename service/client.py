@@ -38,10 +38,12 @@ class LtDiClient:
     Args:
         base_url: for example `http://localhost:8080`.
         timeout: seconds for a whole request.
+        api_key: for a service that needs one.
     """
 
-    def __init__(self, base_url: str, timeout: float = 60.0) -> None:
-        self._http = httpx.Client(base_url=base_url, timeout=timeout)
+    def __init__(self, base_url: str, timeout: float = 60.0, api_key: str | None = None) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(base_url=base_url, timeout=timeout, headers=headers)
 
     def __enter__(self) -> LtDiClient:
         return self

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import threading
 import time
 from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from pydantic.fields import FieldInfo
 
 from service.app import create_app, log_to_stdout
 from service.settings import PREFIX, Settings, flag_of, load_settings
@@ -20,6 +23,8 @@ def serve(argv: list[str]) -> int:
     settings = load_settings({name: value for name, value in given.items() if value is not None}, file)
     log_to_stdout()
     server = Server(create_app(settings), settings)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, server.handle_reload)
     server.run()
     return 0
 
@@ -31,13 +36,19 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--config", type=Path, help=f"a TOML file of settings ({PREFIX}CONFIG)")
     for name, field in Settings.model_fields.items():
-        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
         made.add_argument(
             flag_of(name),
-            help=f"{field.description} (default: {default}; {PREFIX}{name.upper()})",
+            help=f"{field.description} (default: {default_of(field)}; {PREFIX}{name.upper()})",
             metavar=name.upper(),
         )
     return made
+
+
+def default_of(field: FieldInfo) -> str:
+    """A default as an operator would write it."""
+    if field.default is None:
+        return "none"
+    return ",".join(field.default) if isinstance(field.default, tuple) else str(field.default)
 
 
 class Server(uvicorn.Server):
@@ -76,3 +87,7 @@ class Server(uvicorn.Server):
         if self._leaves_at is not None and time.monotonic() >= self._leaves_at:
             self.should_exit = True
         return await super().on_tick(counter)
+
+    def handle_reload(self, sig: int, frame: object) -> None:
+        """Read the key files and load the bundles again, in a thread; requests are answered meanwhile."""
+        threading.Thread(target=self._service.reload, name="reloading", daemon=True).start()

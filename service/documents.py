@@ -28,13 +28,15 @@ TEXT_EXAMPLE = {
 }
 MEANINGS = {
     400: "The body is not what its Content-Type says",
+    401: "The key is missing or wrong, where keys are configured",
     404: "No such model or artefact",
     406: "No acceptable response form",
     408: "The body did not arrive in time",
+    409: "Something could not be loaded; what was loaded before goes on",
     413: "Too many bytes, items or pixels",
     415: "Unknown request form or image type",
     422: "Understood but impossible",
-    429: "The queue is full",
+    429: "The queue is full, or too many wrong keys",
     431: "The headers are too large",
     500: "A fault of the service",
     503: "Not ready, or shutting down",
@@ -52,7 +54,7 @@ def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     return found
 
 
-WORK = (400, 404, 406, 408, 413, 415, 422, 429, 431, 500, 503, 504)
+WORK = (400, 401, 404, 406, 408, 413, 415, 422, 429, 431, 500, 503, 504)
 FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
 SUPPORT = {"support": FILES | {"description": "images whose file name is LABEL/anything.png"}}
 INPUTS = {"inputs": FILES | {"description": "images"}}
@@ -133,12 +135,20 @@ PREDICT = {
         f"{TENSORS}; `head [B]` (u8), the bytes of a head's file, where no `artefact` is given",
     ),
 }
-ARTEFACT = {"responses": {200: HEAD_ANSWER, 304: {"description": "Unchanged"}} | _problems(404, 406)}
-MODELS = {"responses": {200: _answer("The bundles", "ModelsDocument")}}
-MODEL = {"responses": {200: _answer("The bundle", "ModelDocument")} | _problems(404)}
+ARTEFACT = {"responses": {200: HEAD_ANSWER, 304: {"description": "Unchanged"}} | _problems(401, 404, 406, 429)}
+MODELS = {"responses": {200: _answer("The bundles", "ModelsDocument")} | _problems(401, 429)}
+MODEL = {"responses": {200: _answer("The bundle", "ModelDocument")} | _problems(401, 404, 429)}
 BODY = {
     "responses": {200: {"description": "The body's parameters", "content": {SAFETENSORS: BINARY}}}
-    | _problems(404, 406, 503)
+    | _problems(401, 404, 406, 429, 503)
+}
+RELOAD = {
+    "responses": {200: _answer("Loaded again", "ReloadDocument")}
+    | _problems(400, 401, 404, 408, 409, 413, 415, 422, 429, 503),
+    "openapi_extra": {
+        "requestBody": {"content": {JSON: {"schema": {"$ref": "#/components/schemas/ReloadRequest"}}}},
+        "security": [{"key": []}, {"keyHeader": []}],
+    },
 }
 HEALTH = {
     "responses": {
@@ -149,5 +159,5 @@ HEALTH = {
 NAMED = (
     schemas.TaskRequest, schemas.EmbedRequest, schemas.PredictRequest, schemas.ProblemDocument, schemas.HeadDocument,
     schemas.FeaturesDocument, schemas.TaskEmbeddingDocument, schemas.PredictionDocument, schemas.ModelDocument,
-    schemas.ModelsDocument, schemas.HealthDocument,
+    schemas.ModelsDocument, schemas.HealthDocument, schemas.ReloadRequest, schemas.ReloadDocument,
 )  # fmt: skip

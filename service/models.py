@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch
+from threading import Lock
 
 from ltdi import Bundle, LtDiError, library_version, load_bundle
+from ltdi.errors import InvalidConfig
 from service.metrics import Metrics
 from service.problems import Problem
+from service.selftest import self_test
 from service.settings import Settings
 
 FORMS = ["application/json", "multipart/form-data", "application/vnd.safetensors"]
 ANSWERS = ["application/vnd.safetensors", "application/json"]
-
+RELOAD_FAILED = "the bundle that was loaded before goes on, as the new one failed:"
 
 LOG = logging.getLogger("ltdi.service")
 
@@ -24,55 +26,71 @@ class Model:
 
     Args:
         source: a shipped name or a folder; its last part is the name until the bundle says its own.
+        given: the bundle itself, where it is not to be loaded.
     """
 
-    def __init__(self, source: str) -> None:
-        self.source, self.name = source, Path(source).name
+    def __init__(self, source: str, given: Bundle | None = None) -> None:
+        self.source, self.name, self._given = source, Path(source).name, given
         self.state, self.reason = "loading", "the bundle is being loaded"
         self.bundle: Bundle | None = None
 
-    def load(self, device: str) -> None:
-        """Load, verify and warm up; a bundle that fails says why and is not served."""
+    def load(self, device: str, max_batch: int) -> bool:
+        """Load, verify and test; a bundle that fails says why, and one that served before goes on.
+
+        Returns:
+            Whether the bundle serves now.
+        """
         try:
-            self.use(load_bundle(self.source, device=device))
+            bundle = self._given or load_bundle(self.source, device=device)
+            if self.bundle is not None and bundle.name != self.name:
+                raise InvalidConfig(f"the bundle is named {bundle.name!r} now; one that replaces another has its name")
+            self_test(bundle, max_batch)
         except LtDiError as error:
-            self._fail(str(error).replace(self.source, self.name))
+            return self._fail(str(error).replace(self.source, self.name))
         except Exception as error:
-            self._fail(f"it could not be loaded: {type(error).__name__}")
-
-    def _fail(self, reason: str) -> None:
-        self.state, self.reason = "failed", reason
-        LOG.error("bundle failed", extra={"fields": {"model": self.name, "reason": reason}})
-
-    def use(self, bundle: Bundle) -> None:
-        """Warm this bundle up and serve it."""
-        warm_up(bundle)
+            return self._fail(f"it could not be loaded: {type(error).__name__}")
         self.bundle, self.name, self.state, self.reason = bundle, bundle.name, "ready", None
+        LOG.info("bundle ready", extra={"fields": {"model": self.name, "digest": bundle.digest}})
+        return True
+
+    def _fail(self, reason: str) -> bool:
+        if self.bundle is None:
+            self.state, self.reason = "failed", reason
+        else:
+            self.reason = f"{RELOAD_FAILED} {reason}"
+        LOG.error("bundle failed", extra={"fields": {"model": self.name, "state": self.state, "reason": reason}})
+        return False
 
 
 class Models:
     """All models of a service; the first is the default."""
 
     def __init__(self, settings: Settings, bundles: list[Bundle] | None, metrics: Metrics) -> None:
-        self._settings, self._metrics = settings, metrics
-        self.all = [Model(source) for source in ([b.name for b in bundles] if bundles else settings.bundle)]
-        self._given = bundles or []
+        self._settings, self._metrics, self._loading = settings, metrics, Lock()
+        self.all = [Model(b.name, b) for b in bundles] if bundles else [Model(source) for source in settings.bundle]
 
     def load_all(self) -> None:
         """Load every bundle, the default first."""
-        for place, model in enumerate(self.all):
-            if self._given:
-                model.use(self._given[place])
-            else:
-                model.load(self._settings.device)
-            if model.bundle is not None:
-                self._metrics.model_info.labels(
-                    model.name,
-                    library_version(),
-                    model.bundle.digest,
-                    model.bundle.config.body.name,
-                    str(model.bundle.device),
-                ).set(1)
+        self.reload(self.all)
+
+    def reload(self, models: Sequence[Model]) -> list[Model]:
+        """Load these, one after the other; each old bundle serves until its new one has proven itself.
+
+        Returns:
+            Those whose new bundle does not serve.
+        """
+        with self._loading:
+            return [model for model in models if not self._load(model)]
+
+    def _load(self, model: Model) -> bool:
+        old = _info(model)
+        loaded = model.load(self._settings.device, self._settings.max_batch)
+        new = _info(model)
+        if new is not None:
+            self._metrics.model_info.labels(*new).set(1)
+        if old is not None and old != new:
+            self._metrics.model_info.remove(*old)
+        return loaded
 
     @property
     def default(self) -> Model:
@@ -139,6 +157,7 @@ class Models:
                 "items": settings.max_items,
                 "pixels": settings.max_pixels,
                 "queue_length": settings.queue_length,
+                "key_tries_per_minute": settings.key_tries_per_minute,
                 "answer_seconds": settings.answer_seconds,
                 "body_seconds": settings.body_seconds,
             },
@@ -150,14 +169,8 @@ class Models:
         }
 
 
-def warm_up(bundle: Bundle) -> None:
-    """Generate and embed once, so that the first caller does not pay for first calls."""
-    ways = bundle.fixed_ways or 5
-    features = torch.randn(2 * ways, bundle.feature_size or 64, generator=torch.Generator().manual_seed(0))
-    pool = features if bundle.takes_descriptions else None
-    bundle.generate(features, [str(i % ways) for i in range(2 * ways)], unlabelled=pool)
-    size = bundle.config.body.image_size
-    if bundle.body.kind == "images":
-        bundle.embed(torch.zeros(1, size, size, dtype=torch.uint8))
-    elif bundle.body.kind == "text" and bundle.body.installed:
-        bundle.embed(["warm up"])
+def _info(model: Model) -> tuple[str, ...] | None:
+    """Labels of `ltdi_model_info`; None where no bundle serves."""
+    if (bundle := model.bundle) is None:
+        return None
+    return model.name, library_version(), bundle.digest, bundle.config.body.name, str(bundle.device)

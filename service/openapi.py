@@ -13,6 +13,11 @@ from pydantic.json_schema import models_json_schema
 
 from service.documents import NAMED
 
+KEYS = {
+    "key": {"type": "http", "scheme": "bearer", "description": "where the service has keys"},
+    "keyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
 
 def document(app: FastAPI) -> dict[str, Any]:
     """The document of the app, with the schemas that routes refer to by name and without the framework's own errors."""
@@ -20,10 +25,12 @@ def document(app: FastAPI) -> dict[str, Any]:
     _, named = models_json_schema(
         [(model, "validation") for model in NAMED], ref_template="#/components/schemas/{model}"
     )
-    made["components"] = {"schemas": dict(sorted(named["$defs"].items()))}
+    made["components"] = {"schemas": dict(sorted(named["$defs"].items())), "securitySchemes": KEYS}
     problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
     for path in made["paths"].values():
         for operation in path.values():
+            if "401" in operation["responses"]:
+                operation.setdefault("security", [{}, {"key": []}, {"keyHeader": []}])
             answer = operation["responses"].get("422")
             if answer is not None and "application/problem+json" not in answer["content"]:
                 answer["content"], answer["description"] = problem, "Understood but impossible"

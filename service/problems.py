@@ -33,12 +33,14 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "body-malformed": Kind(400, "The body is not what its Content-Type says", "invalid"),
+    "unauthorized": Kind(401, "The key is missing or wrong", "unauthorized"),
     "route-unknown": Kind(404, "No such route"),
     "model-unknown": Kind(404, "No such model", "invalid"),
     "artefact-not-cached": Kind(404, "The artefact is not in the cache", "invalid"),
     "method-not-allowed": Kind(405, "The route does not take this method"),
     "not-acceptable": Kind(406, "No acceptable response form", "invalid"),
     "body-timeout": Kind(408, "The body did not arrive in time", "deadline"),
+    "reload-failed": Kind(409, "Not everything was loaded again"),
     "body-too-large": Kind(413, "The body is too large", "too_large"),
     "items-too-many": Kind(413, "Too many items", "too_large"),
     "pixels-too-many": Kind(413, "The image is too large", "too_large"),
@@ -57,6 +59,7 @@ KINDS: dict[str, Kind] = {
     "input-unsupported": Kind(422, "The bundle does not read this input", "invalid"),
     "file-damaged": Kind(422, "The file must not be used", "invalid"),
     "queue-full": Kind(429, "The queue is full", "queue_full"),
+    "key-rate": Kind(429, "Too many wrong keys", "key_rate"),
     "client-gone": Kind(CLIENT_GONE, "The caller left", "client_gone"),
     "generation-failed": Kind(500, "The artefact failed its check"),
     "fault": Kind(500, "A fault of the service"),
@@ -107,7 +110,7 @@ def problem_of(error: LtDiError) -> Problem:
     return Problem("fault", "something went wrong here; report it with the request id")
 
 
-NOT_IN_BODY = frozenset({"Accept", "Content-Type", "Content-Encoding", "as"})
+NOT_IN_BODY = frozenset({"Accept", "Authorization", "Content-Type", "Content-Encoding", "as"})
 IN_JSON = {"labels": "/support", "descriptions": "/classes", "features": "/queries"}
 
 

@@ -12,18 +12,27 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from ltdi import Bundle, Head, LtDiError, TaskEmbedding, load_head, safetensors_bytes
-from service import documents
-from service.decode import JSON, MULTIPART, SAFETENSORS, Decoder, HeadCall, PredictCall
+from service import documents, schemas
+from service.decode import JSON, MULTIPART, SAFETENSORS, Decoder, HeadCall, PredictCall, parse_json
 from service.encode import Artefact, choose_form, etag_of, milliseconds, server_timing
+from service.keys import check_key
 from service.metrics import MEDIA_TYPE
-from service.problems import CLIENT_GONE, Problem
+from service.problems import CLIENT_GONE, Problem, framework_problem
 from service.worker import Job
 
-router = APIRouter()
+
+async def need_key(request: Request) -> None:
+    """The key, looked at before anything of the body is read."""
+    state = request.app.state.service
+    check_key(request, state.keys, state.key_tries)
+
+
+router = APIRouter(dependencies=[Depends(need_key)])
+open_routes = APIRouter()
 
 
 @router.post("/generate-head", **documents.GENERATE)
@@ -229,19 +238,48 @@ async def body(request: Request, name: str) -> Response:
     return Response(content, 200, {"ETag": f'"{bundle.digest}-body"'}, SAFETENSORS)
 
 
-@router.get("/livez", **documents.HEALTH)
+@open_routes.post("/admin/reload", **documents.RELOAD)
+async def reload(request: Request) -> JSONResponse:
+    """Read the key files and load bundles again; needs a key of its own, and is there only where such are configured."""
+    state = request.app.state.service
+    if not state.admin_keys.configured:
+        raise framework_problem(404, request.url.path, request.method, None)
+    check_key(request, state.admin_keys, state.key_tries)
+    if state.draining:
+        raise Problem("draining", "the service is shutting down; nothing is loaded again")
+    name = await _model_to_reload(request)
+    models = state.models.all if name is None else [state.models.find(name)]
+    failures = await asyncio.to_thread(state.reload, models)
+    if failures:
+        raise Problem("reload-failed", "; ".join(failures))
+    return JSONResponse({"models": [state.models.document(model) for model in models]})
+
+
+async def _model_to_reload(request: Request) -> str | None:
+    """The model that the body names; None where there is no body, or it names none."""
+    state = request.app.state.service
+    content = await _read_body(request, state.settings.max_body_bytes, state.settings.body_seconds)
+    if not content:
+        return None
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if media_type != JSON:
+        raise Problem("media-type-unsupported", f"the body is {media_type[:80]!r}; send {JSON}, or none", "Content-Type")
+    return schemas.validate(schemas.ReloadRequest, parse_json(content)).model
+
+
+@open_routes.get("/livez", **documents.HEALTH)
 async def livez(request: Request) -> JSONResponse:
     """Whether the process should go on running."""
     return _health(request.app.state.service.live_reasons())
 
 
-@router.get("/readyz", **documents.HEALTH)
+@open_routes.get("/readyz", **documents.HEALTH)
 async def readyz(request: Request) -> JSONResponse:
     """Whether the service takes work."""
     return _health(request.app.state.service.ready_reasons())
 
 
-@router.get("/health", **documents.HEALTH)
+@open_routes.get("/health", **documents.HEALTH)
 async def health(request: Request) -> JSONResponse:
     """The same as `/readyz`."""
     return _health(request.app.state.service.ready_reasons())
@@ -253,13 +291,13 @@ def _health(reasons: list[str]) -> JSONResponse:
     return JSONResponse(document, 503 if reasons else 200, headers)
 
 
-@router.get("/metrics", include_in_schema=False)
+@open_routes.get("/metrics", include_in_schema=False)
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
     return Response(request.app.state.service.metrics.text(), media_type=MEDIA_TYPE)
 
 
-@router.get("/", include_in_schema=False)
+@open_routes.get("/", include_in_schema=False)
 async def page() -> HTMLResponse:
     """A page to try it."""
     return HTMLResponse(_page())

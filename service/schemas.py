@@ -97,6 +97,12 @@ class PredictRequest(PredictFields):
     queries: list[Item]
 
 
+class ReloadRequest(Strict):
+    """What to load again."""
+
+    model: str | None = Field(None, description="a name of `/models`; every model where absent")
+
+
 class ProblemDocument(BaseModel):
     """An error (RFC 9457)."""
 
@@ -183,6 +189,7 @@ class LimitsDocument(BaseModel):
     items: int
     pixels: int
     queue_length: int
+    key_tries_per_minute: int
     answer_seconds: float
     body_seconds: float
 
@@ -193,7 +200,7 @@ class ModelDocument(BaseModel):
     name: str
     default: bool
     state: Literal["loading", "ready", "failed"]
-    reason: str | None = Field(None, description="why it is not ready")
+    reason: str | None = Field(None, description="why it is not ready, or why its last reload failed")
     kind: Literal["head"] = "head"
     recipe: str | None = None
     body: BodyDocument | None = None
@@ -209,6 +216,12 @@ class ModelDocument(BaseModel):
 
 class ModelsDocument(BaseModel):
     """Every bundle, the default one first."""
+
+    models: list[ModelDocument]
+
+
+class ReloadDocument(BaseModel):
+    """What was loaded again, besides the keys."""
 
     models: list[ModelDocument]
 

@@ -45,6 +45,12 @@ class Settings(BaseSettings):
     body_seconds: float = Field(30.0, gt=0, description="to read one request body")
     drain_seconds: float = Field(20.0, ge=0, description="to finish work in hand after SIGTERM")
     leave_seconds: float = Field(1.0, ge=0, description="after SIGTERM, to answer that it is leaving before it stops listening")
+    keys_file: Path | None = Field(None, description="API keys, one a line; every caller may ask where it is absent")
+    admin_keys_file: Path | None = Field(None, description="keys for /admin/reload; no such route where it is absent")
+    key_tries_per_minute: int = Field(10, ge=1, description="wrong keys of one client address before it has to wait")
+    otlp_endpoint: str | None = Field(
+        None, pattern=r"^https?://[^\s/]+", description="OpenTelemetry collector, as http://HOST:4318; no traces where absent"
+    )
     cache_items: int = Field(256, ge=0, description="artefacts kept for repeated requests and /artefacts; 0 keeps none")
 
     @field_validator("bundle", mode="before")

@@ -54,12 +54,17 @@ class Worker:
         queue_length: jobs that may wait.
         max_batch: waiting jobs taken together.
         on_batch: told the bundle's name and the number of heads sampled together.
+        on_death: told the error that ended the thread.
     """
 
     def __init__(
-        self, queue_length: int, max_batch: int = 64, on_batch: Callable[[str, int], None] = lambda name, size: None
+        self,
+        queue_length: int,
+        max_batch: int = 64,
+        on_batch: Callable[[str, int], None] = lambda name, size: None,
+        on_death: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
-        self.queue_length, self.max_batch, self._on_batch = queue_length, max_batch, on_batch
+        self.queue_length, self.max_batch, self._on_batch, self._on_death = queue_length, max_batch, on_batch, on_death
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._stopping = False
@@ -139,6 +144,8 @@ class Worker:
         try:
             while self._take():
                 self._work_on([job for job in self._taken if _begin(job)])
+        except BaseException as error:
+            self._on_death(error)
         finally:
             self._abandon()
 

@@ -192,9 +192,9 @@ def test_a_request_that_waits_past_its_deadline_is_dropped_before_sampling(bound
 
 def test_a_bundle_that_generates_nan_is_our_fault_unless_the_baseline_may_stand_in(toy_folder) -> None:
     broken = load_bundle(toy_folder, device="cpu")
-    broken.generator.codec.mean.fill_(float("nan"))
     server = Running(Settings(), [broken])
     try:
+        broken.generator.codec.mean.fill_(float("nan"))
         failed = server.client.post("/generate-head", json={"support": PAIR, "options": {"fallback": "none"}})
         assert (failed.status_code, failed.json()["type"]) == (500, "urn:ltdi:generation-failed")
         stood_in = server.client.post("/generate-head", json={"support": PAIR})

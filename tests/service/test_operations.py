@@ -16,10 +16,10 @@ from starlette.testclient import TestClient
 
 from ltdi.errors import InvalidConfig
 from service.app import create_app
-from service.commands import parser
+from service.commands import default_of, parser
 from service.openapi import text
 from service.settings import Settings, flag_of, load_settings
-from tests.service.conftest import json_task
+from tests.service.conftest import Running, json_task
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = {
@@ -30,6 +30,7 @@ CONTRACT = {
     "ltdi_queue_depth": set(),
     "ltdi_queue_limit": set(),
     "ltdi_requests_in_flight": set(),
+    "ltdi_worker_alive": set(),
     "ltdi_batch_size": {"model"},
     "ltdi_ways": {"kind"},
     "ltdi_support_examples": {"kind"},
@@ -76,6 +77,40 @@ def test_a_dead_inference_thread_is_neither_ready_nor_live(toy) -> None:
         assert http.get("/livez").status_code == 503
         assert http.get("/readyz").status_code == 503
         assert http.post("/generate-head", json={"support": []}).json()["type"] == "urn:ltdi:not-ready"
+
+
+@pytest.mark.parametrize("death", [SystemExit("secret"), MemoryError("secret")], ids=["exit", "memory"])
+def test_when_the_inference_thread_dies_everyone_learns_it_within_a_second(toy, death, caplog, capfd) -> None:
+    server = Running(Settings(), [toy])
+    try:
+        http, worker = server.client, server.app.state.service.worker
+        assert "ltdi_worker_alive 1.0" in http.get("/metrics").text
+        worker._on_batch = lambda name, size: (_ for _ in ()).throw(death)
+        task = [{"label": label, "features": [value] * 256} for label, value in (("a", 0.1), ("b", 0.2))]
+        waiting = http.post("/generate-head", json={"support": task})
+        died = time.monotonic()
+        assert (waiting.status_code, waiting.json()["type"]) == (503, "urn:ltdi:not-ready")
+        while (codes := [http.get(path).status_code for path in ("/readyz", "/livez")]) != [503, 503]:
+            assert time.monotonic() - died < 1, codes
+        refused = http.post("/generate-head", json={"support": task})
+        assert (refused.status_code, refused.json()["type"]) == (503, "urn:ltdi:not-ready")
+        assert refused.headers["retry-after"]
+        assert "ltdi_worker_alive 0.0" in http.get("/metrics").text
+    finally:
+        server.stop()
+    assert [record.levelname for record in caplog.records if record.message == "inference thread ended"] == ["CRITICAL"]
+    assert "secret" not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_the_served_document_is_the_one_in_the_repository(http) -> None:
+    assert http.get("/openapi.json").json() == json.loads((ROOT / "openapi" / "openapi.json").read_text(encoding="utf-8"))
+
+
+def test_the_readme_has_a_table_of_every_setting() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", readme.split("## Settings")[1].split("\n## ")[0], re.MULTILINE))
+    wanted = {name: f"{field.description} | {default_of(field)}" for name, field in Settings.model_fields.items()}
+    assert rows == wanted
 
 
 def test_the_document_in_the_repository_is_the_app_s() -> None:
