@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from service import schemas
-from service.decode import JSON, MULTIPART, SAFETENSORS
+from service.decode import JSON, MULTIPART, ONNX, SAFETENSORS
 from service.problems import MEDIA_TYPE
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -93,8 +93,9 @@ ARTEFACT_HEADERS = {
 HEAD_ANSWER = {
     "description": "The head",
     "headers": ARTEFACT_HEADERS,
-    "content": {SAFETENSORS: BINARY, JSON: {"schema": {"$ref": "#/components/schemas/HeadDocument"}}},
-}
+    "content": {SAFETENSORS: BINARY, JSON: {"schema": {"$ref": "#/components/schemas/HeadDocument"}},
+                ONNX: BINARY},
+}  # fmt: skip
 
 
 def _answer(description: str, model: str, *, binary: bool = False) -> dict[str, Any]:
@@ -137,8 +138,8 @@ ARTEFACT = {"responses": {200: HEAD_ANSWER, 304: {"description": "Unchanged"}} |
 MODELS = {"responses": {200: _answer("The bundles", "ModelsDocument")}}
 MODEL = {"responses": {200: _answer("The bundle", "ModelDocument")} | _problems(404)}
 BODY = {
-    "responses": {200: {"description": "The body's parameters", "content": {SAFETENSORS: BINARY}}}
-    | _problems(404, 406, 503)
+    "responses": {200: {"description": "The body's parameters, or its ONNX graph", "content": {SAFETENSORS: BINARY, ONNX: BINARY}}}
+    | _problems(404, 406, 422, 503)
 }
 HEALTH = {
     "responses": {

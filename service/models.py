@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from ltdi import Bundle, LtDiError, library_version, load_bundle
+from service.encode import HEAD_FORMS, writable
 from service.metrics import Metrics
 from service.problems import Problem
 from service.settings import Settings
 
 FORMS = ["application/json", "multipart/form-data", "application/vnd.safetensors"]
-ANSWERS = ["application/vnd.safetensors", "application/json"]
 
 
 LOG = logging.getLogger("ltdi.service")
@@ -146,7 +146,7 @@ class Models:
             "device": str(bundle.device),
             "card": bundle.card,
             "request_forms": FORMS,
-            "response_forms": ANSWERS,
+            "response_forms": list(writable(HEAD_FORMS)),
         }
 
 

@@ -16,9 +16,10 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from ltdi import Bundle, Head, LtDiError, TaskEmbedding, load_head, safetensors_bytes
+from ltdi.onnx_files import body_onnx
 from service import documents
-from service.decode import JSON, MULTIPART, SAFETENSORS, Decoder, HeadCall, PredictCall
-from service.encode import Artefact, choose_form, etag_of, milliseconds, server_timing
+from service.decode import JSON, MULTIPART, ONNX, SAFETENSORS, Decoder, HeadCall, PredictCall
+from service.encode import BODY_FORMS, HEAD_FORMS, Artefact, choose_form, etag_of, milliseconds, server_timing
 from service.metrics import MEDIA_TYPE
 from service.problems import CLIENT_GONE, Problem
 from service.worker import Job
@@ -31,7 +32,7 @@ async def generate_head(request: Request) -> Response:
     """A task in, a head out."""
     state = request.app.state.service
     _refuse_while_not_ready(state)
-    form = choose_form(request.headers.get("accept", ""))
+    form = choose_form(request.headers.get("accept", ""), HEAD_FORMS)
     call: HeadCall = await _decoded(request, lambda decoder: decoder.head_call)
     etag = etag_of(call, form)
     artefact, hit = state.cache.get(etag), True
@@ -209,8 +210,8 @@ async def model(request: Request, name: str) -> JSONResponse:
 
 @router.get("/models/{name}/body", **documents.BODY)
 async def body(request: Request, name: str) -> Response:
-    """The body's parameters, so that a client can embed by itself."""
-    choose_form(request.headers.get("accept", ""), (SAFETENSORS,))
+    """The body's parameters, or the body as an ONNX graph, so that a client can embed by itself."""
+    form = choose_form(request.headers.get("accept", ""), BODY_FORMS)
     bundle: Bundle = request.app.state.service.models.bundle(name)
     config = bundle.config.body
     if bundle.body.kind != "images":
@@ -225,8 +226,12 @@ async def body(request: Request, name: str) -> Response:
         "image_size": str(config.image_size),
         "bundle_digest": bundle.digest,
     }
-    content = await asyncio.to_thread(safetensors_bytes, dict(bundle.body.state_dict()), facts)
-    return Response(content, 200, {"ETag": f'"{bundle.digest}-body"'}, SAFETENSORS)
+    if form == ONNX:
+        content, etag = await asyncio.to_thread(body_onnx, bundle.body, facts), f"{bundle.digest}-body-onnx"
+    else:
+        content = await asyncio.to_thread(safetensors_bytes, dict(bundle.body.state_dict()), facts)
+        etag = f"{bundle.digest}-body"
+    return Response(content, 200, {"ETag": f'"{etag}"', "Vary": "Accept"}, form)
 
 
 @router.get("/livez", **documents.HEALTH)
