@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ from ltdi import Bundle
 from service.client import AsyncLtDiClient, LtDiClient, ServiceError
 from service.settings import Settings
 from tests.service.conftest import Running
+from tests.test_readme import block
 
 Ask = Callable[..., Any]
 PROBLEM = {"type": "urn:ltdi:queue-full", "title": "The queue is full", "status": 429, "detail": "send it again"}
@@ -194,5 +196,21 @@ def test_images_for_a_model_that_reads_none_are_refused_in_words(ask: Ask, toy_f
     try:
         with pytest.raises(ValueError, match="'toy-features' reads no images"):
             ask(str(server.client.base_url), "generate_head", images, labels)
+    finally:
+        server.stop()
+
+
+def test_the_readme_s_clients_run_as_shown(toy: Bundle, toy_text: Bundle, images, labels) -> None:
+    server = Running(Settings(), [toy, toy_text])
+    try:
+        code = block("AsyncLtDiClient").replace("http://localhost:8080", str(server.client.base_url))
+        names = {
+            "images": images, "labels": labels, "texts": ["x"] * 12, "names": {"ka": "a", "ra": "b", "ta": "c"},
+            "log_lines": ["a line", "another"],
+        }  # fmt: skip
+        exec(code.replace("minilm", "toy-text"), names)
+        tasks = [SimpleNamespace(images=images, labels=labels)] * 3
+        assert names["head"].labels == ["ka", "ra", "ta"]
+        assert [head.to_bytes() for head in asyncio.run(names["heads_of"](tasks))] == [toy.generate(images, labels).to_bytes()] * 3
     finally:
         server.stop()
