@@ -19,8 +19,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
 
 from ltdi import Bundle, LtDiError, library_version
 from ltdi.errors import InvalidConfig
@@ -114,15 +116,20 @@ def create_app(settings: Settings | None = None, bundles: list[Bundle] | None = 
         bundles: bundles to serve, instead of loading those that the settings name.
     """
     state = State(settings or Settings(), bundles)
-    app = FastAPI(
+    app = FastAPIOffline(
+        docs_url="/docs",
+        redoc_url=None,
+        static_url="/docs/assets",
         title="ltdi",
         version=library_version(),
         lifespan=_lifespan,
         summary="Weights on demand: classifier heads from a few examples",
         redirect_slashes=False,
+        swagger_ui_parameters={"validatorUrl": None},
     )
     app.openapi = cache(lambda: document(app))
     app.state.service = state
+    app.mount("/page", PageFiles(packages=[("service", "page")]), name="page")
     app.include_router(router)
     app.include_router(open_routes)
     app.add_exception_handler(Problem, _on_problem)
@@ -145,6 +152,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     await state.drain()
     LOG.info("stopped", extra={"fields": {"begun": state.begun, "answered": state.answered}})
+
+
+class PageFiles(StaticFiles):
+    """Files that a browser asks about again each time, so that those of one release stay together."""
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        """The file."""
+        response = super().file_response(*arguments, **options)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 class Envelope:

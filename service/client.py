@@ -1,51 +1,55 @@
-"""A client: a task over HTTP, a ready `nn.Module` back."""
+"""Clients, blocking and asynchronous: a task over HTTP, a ready `nn.Module` back."""
 
 from __future__ import annotations
 
-import base64
+import asyncio
 import io
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
-import torch
+from httpx_retries import Retry, RetryTransport
 from PIL import Image
-from safetensors.torch import load
 from torch import Tensor
 
-from ltdi import Head, load_head, safetensors_bytes
-from ltdi.images import prepare_images
+from ltdi import Head
+from service import exchanges
+from service.exchanges import Exchange, HeadOptions, ServiceError, advance
 
-SAFETENSORS = "application/vnd.safetensors"
+__all__ = ["AsyncLtDiClient", "LtDiClient", "ServiceError", "png"]
 
-
-class ServiceError(Exception):
-    """An error that the service answered with.
-
-    Args:
-        problem: the members of its problem document.
-    """
-
-    def __init__(self, problem: dict[str, Any]) -> None:
-        super().__init__(f"{problem.get('status')} {problem.get('title')}: {problem.get('detail')}")
-        self.problem = problem
+T = TypeVar("T")
+NO_RETRY = {"retry": Retry(total=0)}
 
 
 class LtDiClient:
     """Talks to one service.
 
+    Where the service is busy (429), not ready (503) or not to be reached, a request is sent again, after the
+    `Retry-After` of the answer or a growing pause. Any other error is final, and so is a connection that breaks once
+    something was sent. Proxies of the environment are not used.
+
     Args:
         base_url: for example `http://localhost:8080`.
-        timeout: seconds for a whole request.
-        api_key: for a service that needs one.
+        timeout: seconds that connecting, sending or waiting for the answer may take.
+        retries: how often a request is sent again, at most.
+        max_wait: seconds to wait before that, at most, whatever `Retry-After` says.
+        api_key: sent as a bearer token.
     """
 
-    def __init__(self, base_url: str, timeout: float = 60.0, api_key: str | None = None) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.Client(base_url=base_url, timeout=timeout, headers=headers)
+    def __init__(
+        self,
+        base_url: str,
+        timeout: float = 60.0,
+        *,
+        retries: int = 2,
+        max_wait: float = 10.0,
+        api_key: str | None = None,
+    ) -> None:
+        transport = RetryTransport(retry=_retry(retries, max_wait))
+        self._http = httpx.Client(base_url=base_url, timeout=timeout, transport=transport, headers=_headers(api_key))
 
-    def __enter__(self) -> LtDiClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -56,20 +60,7 @@ class LtDiClient:
         self._http.close()
 
     def generate_head(
-        self,
-        inputs: Any = (),
-        labels: Sequence[str] = (),
-        *,
-        model: str | None = None,
-        classes: Sequence[str] | None = None,
-        descriptions: Mapping[str, str] | None = None,
-        unlabelled: Sequence[str] | Tensor | None = None,
-        seed: int = 0,
-        draws: int = 1,
-        check: bool = True,
-        fallback: str = "baseline",
-        refine_steps: int = 0,
-        truncate: bool = False,
+        self, inputs: Any = (), labels: Sequence[str] = (), **options: Unpack[HeadOptions]
     ) -> Head:
         """The head of a task.
 
@@ -77,108 +68,131 @@ class LtDiClient:
             inputs: features (a float tensor or array `[M, D]`), images as `ltdi.images.prepare_images` takes them, or
                 texts; none where descriptions say enough.
             labels: one for each.
-            descriptions: label to a name or sentence, beside texts or features of a model that reads texts.
-            unlabelled: texts, or features `[U, D]`, of the same kind as `inputs`.
+            options: see `HeadOptions`.
 
         Raises:
             ServiceError: the service's answer is an error.
+            ValueError: a label that is not among `classes`, or images for a model that reads none.
         """
-        names = list(classes) if classes is not None else sorted(set(labels) | set(descriptions or ()))
-        row = {name: i for i, name in enumerate(names)}
-        missing = sorted(set(labels) - set(names))
-        if missing:
-            raise ValueError(f"labels {missing} are not among `classes`")
-        options = {
-            "draws": draws, "check": check, "fallback": fallback, "refine_steps": refine_steps, "truncate": truncate
-        }
-        if descriptions is not None or _are_texts(inputs) or (unlabelled is not None and _are_texts(unlabelled)):
-            task = {
-                "classes": [{"label": name, "description": (descriptions or {}).get(name)} for name in names],
-                "support": [item | {"label": label} for item, label in zip(_items(inputs), labels, strict=True)],
-                "unlabelled": _items(() if unlabelled is None else unlabelled),
-                "seed": seed, "options": options,
-            }  # fmt: skip
-            return load_head(self._post_json("/generate-head", task, model).content)
-        tensors = self._inputs(inputs, model) | {"labels": torch.tensor([row[label] for label in labels])}
-        if unlabelled is not None and len(unlabelled):
-            tensors["unlabelled"] = torch.as_tensor(unlabelled, dtype=torch.float32)
-        metadata = {"classes": json.dumps(names), "seed": str(seed), "options": json.dumps(options)}
-        return load_head(self._post("/generate-head", tensors, metadata | ({"model": model} if model else {})))
+        return self._run(exchanges.generate_head(inputs, labels, **options))
 
     def embed(self, inputs: Any, *, model: str | None = None) -> Tensor:
         """Features of images or texts, `[M, D]`."""
-        if _are_texts(inputs):
-            return load(self._post_json("/embed", {"inputs": _items(inputs)}, model).content)["features"]
-        content = self._post("/embed", self._inputs(inputs, model), {"model": model} if model else {})
-        return load(content)["features"]
+        return self._run(exchanges.embed(inputs, model))
 
     def predict(self, head: Head, queries: Tensor) -> dict[str, Any]:
         """Labels and probabilities of features `[Q, D]`; a convenience for trying a head."""
-        body = {
-            "head": base64.b64encode(head.to_bytes()).decode(),
-            "queries": [{"features": row} for row in queries.tolist()],
-        }
-        return _checked(self._http.post("/predict", json=body)).json()
+        return self._run(exchanges.predict(head, queries))
 
     def model(self, name: str) -> dict[str, Any]:
         """One bundle, as `/models/NAME` says."""
-        return _checked(self._http.get(f"/models/{name}")).json()
+        return self._run(exchanges.model(name))
 
     def models(self) -> list[dict[str, Any]]:
         """The bundles that are served."""
-        return _checked(self._http.get("/models")).json()["models"]
+        return self._run(exchanges.models())
 
     def ready(self) -> bool:
-        """Whether the service takes work; false also where nothing listens yet."""
+        """Whether the service takes work; false also where nothing listens yet. Asks once."""
         try:
-            return self._http.get("/readyz").status_code == 200
+            return self._run(exchanges.ready(), NO_RETRY)
         except httpx.TransportError:
             return False
 
-    def _inputs(self, inputs: Any, model: str | None) -> dict[str, Tensor]:
-        if not isinstance(inputs, Tensor | list | tuple) and hasattr(inputs, "__array__"):
-            inputs = torch.from_numpy(inputs.__array__())
-        if isinstance(inputs, Tensor) and inputs.ndim == 2:
-            return {"features": inputs.float()}
-        size = self._image_size(model)
-        return {"images": prepare_images(inputs, size).unsqueeze(1)}
-
-    def _image_size(self, model: str | None) -> int:
-        served = self.models()
-        chosen = next((m for m in served if m["name"] == model), served[0])
-        if chosen.get("body") is None:
-            raise ServiceError({"status": 503, "title": "The model is not ready", "detail": chosen.get("reason")})
-        return chosen["body"]["image_size"]
-
-    def _post(self, path: str, tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-        headers = {"Content-Type": SAFETENSORS, "Accept": SAFETENSORS}
-        return _checked(self._http.post(path, content=safetensors_bytes(tensors, metadata), headers=headers)).content
+    def _run(self, exchange: Exchange[T], extensions: dict[str, Any] | None = None) -> T:
+        call, result = advance(exchange, None)
+        while call is not None:
+            answer = self._http.request(
+                call.method, call.path, content=call.content, headers=call.headers, extensions=extensions
+            )
+            call, result = advance(exchange, answer)
+        return result  # type: ignore[return-value]
 
 
-    def _post_json(self, path: str, body: dict[str, Any], model: str | None) -> httpx.Response:
-        named = {"model": model} if model else {}
-        return _checked(self._http.post(path, json=body | named, headers={"Accept": SAFETENSORS}))
+class AsyncLtDiClient:
+    """The same for `async` code; what takes time on the processor happens in a thread.
+
+    Args:
+        base_url, timeout, retries, max_wait, api_key: as for `LtDiClient`.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        timeout: float = 60.0,
+        *,
+        retries: int = 2,
+        max_wait: float = 10.0,
+        api_key: str | None = None,
+    ) -> None:
+        transport = RetryTransport(retry=_retry(retries, max_wait))
+        self._http = httpx.AsyncClient(
+            base_url=base_url, timeout=timeout, transport=transport, headers=_headers(api_key)
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def generate_head(
+        self, inputs: Any = (), labels: Sequence[str] = (), **options: Unpack[HeadOptions]
+    ) -> Head:
+        """As `LtDiClient.generate_head`."""
+        return await self._run(exchanges.generate_head(inputs, labels, **options))
+
+    async def embed(self, inputs: Any, *, model: str | None = None) -> Tensor:
+        """As `LtDiClient.embed`."""
+        return await self._run(exchanges.embed(inputs, model))
+
+    async def predict(self, head: Head, queries: Tensor) -> dict[str, Any]:
+        """As `LtDiClient.predict`."""
+        return await self._run(exchanges.predict(head, queries))
+
+    async def model(self, name: str) -> dict[str, Any]:
+        """As `LtDiClient.model`."""
+        return await self._run(exchanges.model(name))
+
+    async def models(self) -> list[dict[str, Any]]:
+        """As `LtDiClient.models`."""
+        return await self._run(exchanges.models())
+
+    async def ready(self) -> bool:
+        """As `LtDiClient.ready`."""
+        try:
+            return await self._run(exchanges.ready(), NO_RETRY)
+        except httpx.TransportError:
+            return False
+
+    async def _run(self, exchange: Exchange[T], extensions: dict[str, Any] | None = None) -> T:
+        call, result = await asyncio.to_thread(advance, exchange, None)
+        while call is not None:
+            answer = await self._http.request(
+                call.method, call.path, content=call.content, headers=call.headers, extensions=extensions
+            )
+            call, result = await asyncio.to_thread(advance, exchange, answer)
+        return result  # type: ignore[return-value]
 
 
-def _are_texts(items: Any) -> bool:
-    return not isinstance(items, Tensor) and len(items) > 0 and isinstance(items[0], str)
+def _retry(retries: int, max_wait: float) -> Retry:
+    """Which failures are met again: those where the service has not begun to work."""
+    return Retry(
+        total=retries,
+        allowed_methods=("GET", "POST"),
+        status_forcelist=(429, 503),
+        retry_on_exceptions=(httpx.ConnectError, httpx.ConnectTimeout),
+        backoff_factor=0.25,
+        max_backoff_wait=max_wait,
+    )
 
 
-def _items(items: Any) -> list[dict[str, Any]]:
-    """Texts or features as the JSON form has them."""
-    if _are_texts(items):
-        return [{"text": str(text)} for text in items]
-    return [{"features": row} for row in torch.as_tensor(items, dtype=torch.float32).tolist()] if len(items) else []
-
-
-def _checked(response: httpx.Response) -> httpx.Response:
-    if response.is_success:
-        return response
-    try:
-        problem = response.json()
-    except ValueError:
-        problem = {"status": response.status_code, "title": response.reason_phrase, "detail": response.text[:200]}
-    raise ServiceError(problem)
+def _headers(api_key: str | None) -> dict[str, str]:
+    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
 
 
 def png(image: Tensor) -> bytes:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -14,6 +16,8 @@ from pydantic.fields import FieldInfo
 
 from service.app import create_app, log_to_stdout
 from service.settings import PREFIX, Settings, flag_of, load_settings
+
+LAST_SECONDS = 0.3  # between the last connection that is taken and the first that is closed
 
 
 def serve(argv: list[str]) -> int:
@@ -87,6 +91,13 @@ class Server(uvicorn.Server):
         if self._leaves_at is not None and time.monotonic() >= self._leaves_at:
             self.should_exit = True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, answer what came in just before, then stop."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(LAST_SECONDS)
+        await super().shutdown(sockets)
 
     def handle_reload(self, sig: int, frame: object) -> None:
         """Read the key files and load the bundles again, in a thread; requests are answered meanwhile."""

@@ -26,6 +26,7 @@ from service.problems import Problem
 from service.settings import Settings
 
 JSON, MULTIPART, SAFETENSORS = "application/json", "multipart/form-data", "application/vnd.safetensors"
+ONNX = "application/onnx"
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 OTHER_FORMATS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG"}
 TASK_FORMAT = "ltdi.task"

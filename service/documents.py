@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from service import schemas
-from service.decode import JSON, MULTIPART, SAFETENSORS
+from service.decode import JSON, MULTIPART, ONNX, SAFETENSORS
 from service.problems import MEDIA_TYPE
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -95,8 +95,9 @@ ARTEFACT_HEADERS = {
 HEAD_ANSWER = {
     "description": "The head",
     "headers": ARTEFACT_HEADERS,
-    "content": {SAFETENSORS: BINARY, JSON: {"schema": {"$ref": "#/components/schemas/HeadDocument"}}},
-}
+    "content": {SAFETENSORS: BINARY, JSON: {"schema": {"$ref": "#/components/schemas/HeadDocument"}},
+                ONNX: BINARY},
+}  # fmt: skip
 
 
 def _answer(description: str, model: str, *, binary: bool = False) -> dict[str, Any]:
@@ -139,8 +140,8 @@ ARTEFACT = {"responses": {200: HEAD_ANSWER, 304: {"description": "Unchanged"}} |
 MODELS = {"responses": {200: _answer("The bundles", "ModelsDocument")} | _problems(401, 429)}
 MODEL = {"responses": {200: _answer("The bundle", "ModelDocument")} | _problems(401, 404, 429)}
 BODY = {
-    "responses": {200: {"description": "The body's parameters", "content": {SAFETENSORS: BINARY}}}
-    | _problems(401, 404, 406, 429, 503)
+    "responses": {200: {"description": "The body's parameters, or its ONNX graph", "content": {SAFETENSORS: BINARY, ONNX: BINARY}}}
+    | _problems(401, 404, 406, 422, 429, 503)
 }
 RELOAD = {
     "responses": {200: _answer("Loaded again", "ReloadDocument")}

@@ -1,4 +1,4 @@
-"""Artefacts and their two forms, the headers that go with them, and the bounded cache that keeps them."""
+"""Artefacts and their forms, the headers that go with them, and the bounded cache that keeps them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from threading import Lock
 from typing import Any
 
 from ltdi import Head, load_head
-from service.decode import JSON, SAFETENSORS, HeadCall
+from ltdi.onnx_files import REMEDY, head_onnx, onnx_installed
+from service.decode import JSON, ONNX, SAFETENSORS, HeadCall
 from service.problems import Problem
 
 STAGES = ("decode", "embed", "queue", "sample", "check", "encode", "total")
+HEAD_FORMS = (SAFETENSORS, JSON, ONNX)
+BODY_FORMS = (SAFETENSORS, ONNX)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,10 @@ class Artefact:
 
     def body(self, timings: dict[str, float]) -> bytes:
         """The response body in its form; timings (ms) stand in JSON only."""
-        return self.content if self.form == SAFETENSORS else head_json(load_head(self.content), timings)
+        if self.form == SAFETENSORS:
+            return self.content
+        head = load_head(self.content)
+        return head_onnx(head) if self.form == ONNX else head_json(head, timings)
 
     def headers(self) -> dict[str, str]:
         """What every answer with this artefact carries."""
@@ -101,9 +107,12 @@ def milliseconds(seconds: dict[str, float]) -> dict[str, float]:
 def choose_form(accept: str, offered: tuple[str, ...] = (SAFETENSORS, JSON)) -> str:
     """The response form that `Accept` likes best; the first offered where it likes all the same.
 
+    ONNX is offered only where it can be written.
+
     Raises:
         Problem: 406.
     """
+    known, offered = offered, writable(offered)
     quality = dict.fromkeys(offered, 0.0)
     for part in (accept or "*/*").split(","):
         media, *parameters = (piece.strip().lower() for piece in part.split(";"))
@@ -113,10 +122,15 @@ def choose_form(accept: str, offered: tuple[str, ...] = (SAFETENSORS, JSON)) -> 
                 quality[form] = max(quality[form], weight)
     best = max(offered, key=lambda form: quality[form])
     if quality[best] <= 0:
-        raise Problem(
-            "not-acceptable", f"no form of {accept[:80]!r} is offered; offered are {', '.join(offered)}", "Accept"
-        )
+        detail = f"no form of {accept[:80]!r} is offered; offered are {', '.join(offered)}"
+        remedy = f"; {ONNX} needs `{REMEDY}` where the service runs" if known != offered else ""
+        raise Problem("not-acceptable", detail + remedy, "Accept")
     return best
+
+
+def writable(forms: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the forms that can be written with what is installed."""
+    return forms if onnx_installed() else tuple(form for form in forms if form != ONNX)
 
 
 def _weight(text: str) -> float:

@@ -9,13 +9,13 @@ from threading import Lock
 
 from ltdi import Bundle, LtDiError, library_version, load_bundle
 from ltdi.errors import InvalidConfig
+from service.encode import HEAD_FORMS, writable
 from service.metrics import Metrics
 from service.problems import Problem
 from service.selftest import self_test
 from service.settings import Settings
 
 FORMS = ["application/json", "multipart/form-data", "application/vnd.safetensors"]
-ANSWERS = ["application/vnd.safetensors", "application/json"]
 RELOAD_FAILED = "the bundle that was loaded before goes on, as the new one failed:"
 
 LOG = logging.getLogger("ltdi.service")
@@ -165,7 +165,7 @@ class Models:
             "device": str(bundle.device),
             "card": bundle.card,
             "request_forms": FORMS,
-            "response_forms": ANSWERS,
+            "response_forms": list(writable(HEAD_FORMS)),
         }
 
 

@@ -16,13 +16,16 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from ltdi import Bundle, Head, LtDiError, TaskEmbedding, load_head, safetensors_bytes
+from ltdi.onnx_files import body_onnx
 from service import documents, schemas
-from service.decode import JSON, MULTIPART, SAFETENSORS, Decoder, HeadCall, PredictCall, parse_json
-from service.encode import Artefact, choose_form, etag_of, milliseconds, server_timing
+from service.decode import JSON, MULTIPART, ONNX, SAFETENSORS, Decoder, HeadCall, PredictCall, parse_json
+from service.encode import BODY_FORMS, HEAD_FORMS, Artefact, choose_form, etag_of, milliseconds, server_timing
 from service.keys import check_key
 from service.metrics import MEDIA_TYPE
 from service.problems import CLIENT_GONE, Problem, framework_problem
 from service.worker import Job
+
+DRAINING_PAUSE = 0.1  # seconds before a refusal, so that callers who ask again at once do not stand at a closing door
 
 
 async def need_key(request: Request) -> None:
@@ -39,8 +42,8 @@ open_routes = APIRouter()
 async def generate_head(request: Request) -> Response:
     """A task in, a head out."""
     state = request.app.state.service
-    _refuse_while_not_ready(state)
-    form = choose_form(request.headers.get("accept", ""))
+    await _refuse_while_not_ready(state)
+    form = choose_form(request.headers.get("accept", ""), HEAD_FORMS)
     call: HeadCall = await _decoded(request, lambda decoder: decoder.head_call)
     etag = etag_of(call, form)
     artefact, hit = state.cache.get(etag), True
@@ -115,7 +118,7 @@ def _matches(header: str, etag: str) -> bool:
 async def embed(request: Request, kind: str = Query("features", alias="as", pattern="^(features|task)$")) -> Response:
     """Items in, features out; with `as=task`, a task embedding."""
     state = request.app.state.service
-    _refuse_while_not_ready(state)
+    await _refuse_while_not_ready(state)
     form = choose_form(request.headers.get("accept", ""))
     return await (_embed_task if kind == "task" else _embed_items)(request, form)
 
@@ -167,7 +170,7 @@ def _json(document: dict[str, Any]) -> bytes:
 async def predict(request: Request) -> Response:
     """A head and queries in, probabilities out."""
     state = request.app.state.service
-    _refuse_while_not_ready(state)
+    await _refuse_while_not_ready(state)
     choose_form(request.headers.get("accept", ""), (JSON,))
     call: PredictCall = await _decoded(request, lambda decoder: decoder.prediction)
     head = await asyncio.to_thread(_head_of, state, call)
@@ -218,8 +221,8 @@ async def model(request: Request, name: str) -> JSONResponse:
 
 @router.get("/models/{name}/body", **documents.BODY)
 async def body(request: Request, name: str) -> Response:
-    """The body's parameters, so that a client can embed by itself."""
-    choose_form(request.headers.get("accept", ""), (SAFETENSORS,))
+    """The body's parameters, or the body as an ONNX graph, so that a client can embed by itself."""
+    form = choose_form(request.headers.get("accept", ""), BODY_FORMS)
     bundle: Bundle = request.app.state.service.models.bundle(name)
     config = bundle.config.body
     if bundle.body.kind != "images":
@@ -234,8 +237,12 @@ async def body(request: Request, name: str) -> Response:
         "image_size": str(config.image_size),
         "bundle_digest": bundle.digest,
     }
-    content = await asyncio.to_thread(safetensors_bytes, dict(bundle.body.state_dict()), facts)
-    return Response(content, 200, {"ETag": f'"{bundle.digest}-body"'}, SAFETENSORS)
+    if form == ONNX:
+        content, etag = await asyncio.to_thread(body_onnx, bundle.body, facts), f"{bundle.digest}-body-onnx"
+    else:
+        content = await asyncio.to_thread(safetensors_bytes, dict(bundle.body.state_dict()), facts)
+        etag = f"{bundle.digest}-body"
+    return Response(content, 200, {"ETag": f'"{etag}"', "Vary": "Accept"}, form)
 
 
 @open_routes.post("/admin/reload", **documents.RELOAD)
@@ -322,8 +329,9 @@ def _deadline(state: Any) -> float:
     return time.monotonic() + state.settings.answer_seconds
 
 
-def _refuse_while_not_ready(state: Any) -> None:
+async def _refuse_while_not_ready(state: Any) -> None:
     if state.draining:
+        await asyncio.sleep(DRAINING_PAUSE)
         raise Problem("draining", "the service is shutting down; send the request to another replica")
     if state.live_reasons():
         raise Problem("not-ready", "; ".join(state.live_reasons()))

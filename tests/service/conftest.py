@@ -11,6 +11,7 @@ import httpx
 import pytest
 import torch
 import uvicorn
+from fastapi import FastAPI
 
 from ltdi import Bundle
 from service.app import create_app
@@ -21,10 +22,13 @@ Serve = Callable[..., httpx.Client]
 
 
 class Running:
-    """A server in a thread of this process."""
+    """A server in a thread of this process; `prepare` may change the app before it starts."""
 
-    def __init__(self, settings: Settings, bundles: list[Bundle]) -> None:
+    def __init__(
+        self, settings: Settings, bundles: list[Bundle], prepare: Callable[[FastAPI], None] = lambda app: None
+    ) -> None:
         self.app = create_app(settings, bundles)
+        prepare(self.app)
         self._server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_config=None, access_log=False))
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()

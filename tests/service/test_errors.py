@@ -73,7 +73,7 @@ ROWS = [
     ("artefact not kept", lambda http: http.get("/artefacts/0"), 404, "artefact-not-cached", "etag"),
     ("method", lambda http: http.get("/generate-head"), 405, "method-not-allowed", None),
     ("no acceptable form", lambda http: http.post("/generate-head", json={"support": PAIR}, headers={"Accept": "application/zip"}), 406, "not-acceptable", "Accept"),
-    ("body as ONNX", lambda http: http.get("/models/toy/body", headers={"Accept": "application/onnx"}), 406, "not-acceptable", "Accept"),
+    ("body as JSON", lambda http: http.get("/models/toy/body", headers={"Accept": "application/json"}), 406, "not-acceptable", "Accept"),
     ("unknown request form", raw(b"<a/>", "application/xml"), 415, "media-type-unsupported", "Content-Type"),
     ("unknown image type", post(support=[{"label": "a", "image": GIF}, {"label": "b", "image": GIF}]), 415, "image-type-unsupported", "/support/0"),
     ("compressed body", raw(b"{}", "application/json", **{"Content-Encoding": "gzip"}), 415, "media-type-unsupported", "Content-Encoding"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -219,6 +220,16 @@ def test_a_caller_without_the_library_can_read_the_page_and_the_documents(http: 
     assert "Weights on demand" in http.get("/").text
     assert http.get("/docs").status_code == 200
     assert "/generate-head" in http.get("/openapi.json").json()["paths"]
+
+
+def test_no_page_loads_anything_from_elsewhere(http: httpx.Client) -> None:
+    for path in ("/", "/docs"):
+        loaded = re.findall(r"""<(?:script|link|img)[^>]+(?:src|href)=["']([^"']+)""", http.get(path).text)
+        assert len(loaded) >= 3
+        for address in loaded:
+            assert address == "data:," or http.get(f"/{address.lstrip('/')}").status_code == 200, address
+    assert http.get("/page/page.js").headers["cache-control"] == "no-cache"
+    assert http.get("/redoc").status_code == http.get("/page/missing.js").status_code == 404
 
 
 def test_models_say_what_they_take(http, toy: Bundle) -> None:

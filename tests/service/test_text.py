@@ -147,7 +147,8 @@ def test_what_cannot_be_names_its_place(served: httpx.Client, change: Callable, 
 
 
 def test_no_task_embedding_and_no_body_and_it_says_so(served: httpx.Client) -> None:
-    for answer in (served.post("/embed?as=task", json=NAMES_AND_LOG), served.get("/models/toy-text/body")):
+    graph = served.get("/models/toy-text/body", headers={"Accept": "application/onnx"})
+    for answer in (served.post("/embed?as=task", json=NAMES_AND_LOG), served.get("/models/toy-text/body"), graph):
         assert (answer.status_code, answer.json()["type"]) == (422, "urn:ltdi:input-unsupported")
 
 
