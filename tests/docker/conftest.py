@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -31,6 +32,16 @@ def until(done: Callable[[], bool], seconds: float = 60) -> None:
     raise AssertionError(f"not done within {seconds:g} seconds")
 
 
+@contextmanager
+def running(command: list[str], **options: object) -> Iterator[subprocess.Popen[str]]:
+    """A process that ends with the block, whatever happens in it."""
+    with subprocess.Popen(command, text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
 def free_port() -> int:
     """A port of the loopback interface that nobody listens on."""
     with socket.socket() as listener:
@@ -51,15 +62,13 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A service of the shipped bundles for drawings and for features, and of one that cannot be loaded."""
     log = tmp_path_factory.mktemp("service") / "log"
     port = free_port()
-    command = [sys.executable, "-m", "ltdi.cli", "serve", "--port", str(port), "--device", "cpu", "--bundle",
-               "omniglot,any-embedding,no-such-bundle"]  # fmt: skip
+    bundles = [*(str(ROOT / "bundles" / name) for name in ("omniglot", "any-embedding")), "no-such-bundle"]
+    command = [sys.executable, "-m", "ltdi.cli", "serve", "--port", str(port), "--device", "cpu", "--bundle", ",".join(bundles)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LTDI_")}
-    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT, env=environment) as process:
+    with log.open("w") as out, running(command, stdout=out, stderr=out, cwd=ROOT, env=environment):
         address = f"http://127.0.0.1:{port}"
         until(lambda: all(m["state"] != "loading" for m in httpx.get(f"{address}/models").json()["models"]))
         yield address
-        process.terminate()
-        assert process.wait(timeout=30) == 0
 
 
 def features_task(seed: int = 0, **fields: object) -> dict:

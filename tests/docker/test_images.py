@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from service.settings import PREFIX, Settings
-from tests.docker.conftest import DOCKER, ROOT, address_of, features_task, until
+from tests.docker.conftest import DOCKER, ROOT, address_of, features_task, running, until
 
 DOCKERFILES = ("Dockerfile", "Dockerfile.cuda")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -136,7 +136,7 @@ def test_the_service_runs_on_a_read_only_root_as_a_user_without_any_capability(i
         pytest.skip(f"a read-only root cannot be made here: {probe.stderr.strip()[-200:]}")
     assert probe.stdout.startswith("/mnt/service/")
     command = [*script, sys.executable, "-m", "ltdi.cli", "serve", "--port", "0", "--device", "cpu"]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with running(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         http = httpx.Client(base_url=address_of(process), timeout=60)
         until(lambda: all(m["state"] != "loading" for m in http.get("/models").json()["models"]))
         states = {m["name"]: m["state"] for m in http.get("/models").json()["models"]}

@@ -17,7 +17,7 @@ import yaml
 from service.client import png
 from service.metrics import Metrics
 from service.problems import KINDS
-from tests.docker.conftest import DOCKER, features_task, free_port, until
+from tests.docker.conftest import DOCKER, features_task, free_port, running, until
 from training.data.made import load_made
 
 PROMETHEUS, PROMTOOL = shutil.which("prometheus"), shutil.which("promtool")
@@ -103,13 +103,13 @@ def watched(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     shutil.copy(DOCKER / "alerts.yml", folder)
     command = [PROMETHEUS, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
                f"--web.listen-address=127.0.0.1:{port}"]  # fmt: skip
-    with (folder / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    with (folder / "log").open("w") as log, running(command, stdout=log, stderr=log):
         watched = Watched(f"http://127.0.0.1:{port}")
+        until(lambda: watched.http.get("/-/ready").status_code == 200)
         until(lambda: watched.values('up{job="ltdi"}') == [1])
         traffic(address, seconds=6)
         time.sleep(2)
         yield watched
-        process.terminate()
 
 
 @needs_prometheus
@@ -178,12 +178,13 @@ def test_the_dashboard_tells_what_happened(watched: Watched) -> None:
     (hits,) = watched.values(filled(SHOWN["Answered from the cache, A"]))
     assert 0.15 < hits < 0.35
     (errors,) = watched.values(filled(SHOWN["Errors, A"]))
-    assert 0.05 < errors < 0.2
+    assert 0.05 < errors < 0.25
 
 
 @needs_prometheus
-@pytest.mark.parametrize("name", [name for name, rule in ALERTS.items() if LIMIT.search(rule["expr"])])
+@pytest.mark.parametrize("name", [name for name, rule in ALERTS.items() if LIMIT.search(rule["expr"]) and name != "LtDiNotReady"])
 def test_what_an_alert_compares_with_its_limit_has_data(watched: Watched, name: str) -> None:
+    """All but `LtDiNotReady`, which counts what a service that is ready never answers."""
     reasons = {reason for text in re.findall(r'reason=~?"([^"]+)"', ALERTS[name]["expr"]) for reason in text.split("|")}
     if missing := reasons - {kind.reason for kind in KINDS.values()}:
         pytest.skip(f"this service never refuses for {', '.join(sorted(missing))}")

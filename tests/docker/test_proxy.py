@@ -28,10 +28,10 @@ def proxy(tmp_path: Path) -> Iterator[Proxy]:
     """Starts nginx with the example's configuration before an address."""
     if NGINX is None:
         pytest.skip("nginx is not installed: make system-deps")
-    running = []
+    started = []
 
     def start(upstream: str, **changes: str) -> httpx.Client:
-        port, folder = free_port(), tmp_path / str(len(running))
+        port, folder = free_port(), tmp_path / str(len(started))
         folder.mkdir()
         text = CONFIG.replace("server ltdi:8080", f"server {upstream}").replace("listen 8081", f"listen 127.0.0.1:{port}")
         text = text.replace("/tmp/", f"{folder}/").replace("access_log /dev/stdout", f"access_log {folder}/log")
@@ -40,14 +40,14 @@ def proxy(tmp_path: Path) -> Iterator[Proxy]:
             assert count == 1, name
         (folder / "nginx.conf").write_text(text)
         command = [NGINX, "-c", str(folder / "nginx.conf"), "-g", "daemon off; user root;"]
-        running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        started.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
         client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
-        until(lambda: client.get("/metrics").status_code == 404 or running[-1].poll() is not None)
-        assert running[-1].poll() is None, running[-1].stderr.read()
+        until(lambda: client.get("/metrics").status_code == 404 or started[-1].poll() is not None)
+        assert started[-1].poll() is None, started[-1].stderr.read()
         return client
 
     yield start
-    for process in running:
+    for process in started:
         process.terminate()
         process.communicate(timeout=20)
 
