@@ -17,7 +17,7 @@ import yaml
 from service.client import png
 from service.metrics import Metrics
 from service.problems import KINDS
-from tests.docker.conftest import DOCKER, features_task, free_port, running, until
+from tests.docker.conftest import DOCKER, ROOT, features_task, free_port, running, until
 from training.data.made import load_made
 
 PROMETHEUS, PROMTOOL = shutil.which("prometheus"), shutil.which("promtool")
@@ -130,6 +130,13 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
     for name, rule in ALERTS.items():
         assert rule["labels"]["severity"] in ("critical", "warning"), name
         assert set(rule["annotations"]) == {"summary", "description"}, name
+
+
+def test_the_readme_says_of_every_alert_what_to_do() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`(LtDi\w+)`(?=.*\|)", readme)) >= set(ALERTS)
+    for path in re.findall(r"docker/[\w./-]+[\w]", readme):
+        assert (ROOT / path).exists(), path
 
 
 def test_every_metric_that_is_named_is_one_that_the_service_shows() -> None:
