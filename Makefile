@@ -52,7 +52,7 @@ lint: $(VENV)/.installed-dev ## check the style
 	$(BIN)/ruff check .
 
 system-deps: ## Debian packages that a bare machine may lack
-	apt-get install --yes python3-venv chromium chromium-driver
+	apt-get install --yes python3-venv chromium chromium-driver prometheus nginx-light
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache demo/out

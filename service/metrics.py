@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from service.problems import KINDS
+
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 STAGES = ("decode", "embed", "queue", "sample", "check", "encode")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -46,6 +48,7 @@ class Metrics:
         self.accuracy = self._histogram("support_accuracy", "On folds of the support.", SHARES, "model")
         self.gain = self._histogram("support_accuracy_gain", "The same, minus the closed form's.", GAINS, "model")
         self.model_info = self._gauge("model_info", "A loaded bundle.", "model", "version", "digest", "body", "device")
+        self._start_at_zero()
 
     def watch_queue(self, depth: Callable[[], int], limit: int) -> None:
         """Read the queue's depth whenever the metrics are read."""
@@ -65,6 +68,15 @@ class Metrics:
     def text(self) -> bytes:
         """The Prometheus text format."""
         return generate_latest(self.registry)
+
+    def _start_at_zero(self) -> None:
+        """Show the counters before their first event, which a rate could not see otherwise."""
+        for reason in {kind.reason for kind in KINDS.values() if kind.reason}:
+            self.rejected.labels(reason)
+        for outcome in ("hit", "miss"):
+            self.cache.labels(outcome)
+        self.fallbacks.labels("support_accuracy")
+        self.check_failures.labels("generation-failed")
 
     def _counter(self, name: str, help: str, *labels: str) -> Counter:
         return Counter(f"ltdi_{name}_total", help, labels, registry=self.registry)

@@ -17,7 +17,9 @@ from starlette.testclient import TestClient
 from ltdi.errors import InvalidConfig
 from service.app import create_app
 from service.commands import default_of, parser
+from service.metrics import Metrics
 from service.openapi import text
+from service.problems import KINDS
 from service.settings import Settings, flag_of, load_settings
 from tests.service.conftest import Running, json_task
 
@@ -52,6 +54,15 @@ def test_metrics_have_the_names_and_labels_of_the_contract(http, images, labels)
         assert set(re.findall(r'(\w+)="', found[1] or "")) - {"le"} == wanted, name
     for stage in ("decode", "embed", "queue", "sample", "check", "encode"):
         assert f'ltdi_stage_duration_seconds_count{{model="toy",stage="{stage}"}}' in lines
+
+
+def test_counters_with_known_labels_are_there_before_their_first_event() -> None:
+    lines = Metrics().text().decode()
+    for reason in {kind.reason for kind in KINDS.values() if kind.reason}:
+        assert f'ltdi_requests_rejected_total{{reason="{reason}"}} 0.0' in lines
+    for rest in ('cache_requests_total{outcome="hit"}', 'cache_requests_total{outcome="miss"}',
+                 'fallbacks_total{reason="support_accuracy"}', 'artefact_check_failures_total{reason="generation-failed"}'):  # fmt: skip
+        assert f"ltdi_{rest} 0.0" in lines
 
 
 def test_a_service_is_ready_only_once_its_bundle_has_proven_itself(tmp_path: Path) -> None:
