@@ -123,7 +123,7 @@ class SupportSet:
         """N, the number of classes."""
         return len(self.classes)
 
-    @property
+    @cached_property
     def texts(self) -> tuple[str, ...]:
         """Its different texts, in the order in which they stand in examples, descriptions and pool."""
         parts = (self.inputs, tuple((self.descriptions or {}).values()), self.unlabelled)

@@ -22,6 +22,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ltdi import Bundle, LtDiError, library_version
+from ltdi.errors import EmbedderFailed
+from service.embedder import Embedder
 from service.encode import Cache
 from service.metrics import Metrics
 from service.models import Models
@@ -50,6 +52,7 @@ class State:
             settings.max_batch,
             lambda name, size: self.metrics.batch_size.labels(name).observe(size),
         )
+        self.embedder = Embedder(settings.queue_length)
         self.metrics.watch_queue(lambda: self.worker.depth, settings.queue_length)
         self.draining = False
 
@@ -71,6 +74,8 @@ class State:
         """Finish the work in hand, for `drain_seconds` at most."""
         self.draining = True
         await asyncio.to_thread(self.worker.stop, self.settings.drain_seconds)
+        if self.models.remote is not None:
+            self.models.remote.close()
 
 
 def create_app(settings: Settings | None = None, bundles: list[Bundle] | None = None) -> FastAPI:
@@ -192,7 +197,10 @@ async def _on_problem(request: Request, error: Problem) -> Response:
 
 async def _on_library_error(request: Request, error: LtDiError) -> Response:
     problem = problem_of(error)
-    if problem.kind.status >= 500:
+    if isinstance(error, EmbedderFailed):
+        words, _, _ = str(error).partition(": ")  # what follows is the endpoint's, and may hold a caller's text
+        LOG.warning("embedder failed", extra={"fields": {"request_id": request.state.request_id, "reason": words}})
+    elif problem.kind.status >= 500:
         request.app.state.service.metrics.check_failures.labels(error.code).inc()
         LOG.error("fault", extra={"fields": {"request_id": request.state.request_id} | fault_fields(error)})
     return _answer(request, problem)

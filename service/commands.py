@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
         made.add_argument(
             flag_of(name),
-            help=f"{field.description} (default: {default}; {PREFIX}{name.upper()})",
+            help=f"{field.description} (default: {'none' if default == '' else default}; {PREFIX}{name.upper()})",
             metavar=name.upper(),
         )
     return made
@@ -49,6 +49,7 @@ class Server(uvicorn.Server):
                 app,
                 host=settings.host,
                 port=settings.port,
+                http="h11",  # the bound of headers below is h11's
                 log_config=None,
                 access_log=False,
                 server_header=False,

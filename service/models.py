@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from ltdi import Bundle, LtDiError, library_version, load_bundle
+from ltdi.bodies.remote import RemoteBody
+from service.embedder import remote_body
 from service.metrics import Metrics
 from service.problems import Problem
 from service.settings import Settings
@@ -31,10 +33,10 @@ class Model:
         self.state, self.reason = "loading", "the bundle is being loaded"
         self.bundle: Bundle | None = None
 
-    def load(self, device: str) -> None:
+    def load(self, device: str, body: RemoteBody | None = None) -> None:
         """Load, verify and warm up; a bundle that fails says why and is not served."""
         try:
-            self.use(load_bundle(self.source, device=device))
+            self.use(load_bundle(self.source, device=device), body)
         except LtDiError as error:
             self._fail(str(error).replace(self.source, self.name))
         except Exception as error:
@@ -44,8 +46,10 @@ class Model:
         self.state, self.reason = "failed", reason
         LOG.error("bundle failed", extra={"fields": {"model": self.name, "reason": reason}})
 
-    def use(self, bundle: Bundle) -> None:
-        """Warm this bundle up and serve it."""
+    def use(self, bundle: Bundle, body: RemoteBody | None = None) -> None:
+        """Warm this bundle up and serve it, with `body` before it where it has none of its own."""
+        if body is not None and bundle.takes_a_body:
+            bundle = bundle.with_body(body)
         warm_up(bundle)
         self.bundle, self.name, self.state, self.reason = bundle, bundle.name, "ready", None
 
@@ -57,22 +61,25 @@ class Models:
         self._settings, self._metrics = settings, metrics
         self.all = [Model(source) for source in ([b.name for b in bundles] if bundles else settings.bundle)]
         self._given = bundles or []
+        self.remote = remote_body(settings)
 
     def load_all(self) -> None:
         """Load every bundle, the default first."""
         for place, model in enumerate(self.all):
             if self._given:
-                model.use(self._given[place])
+                model.use(self._given[place], self.remote)
             else:
-                model.load(self._settings.device)
+                model.load(self._settings.device, self.remote)
             if model.bundle is not None:
                 self._metrics.model_info.labels(
                     model.name,
                     library_version(),
                     model.bundle.digest,
-                    model.bundle.config.body.name,
+                    "remote" if model.bundle.body.remote else model.bundle.config.body.name,
                     str(model.bundle.device),
                 ).set(1)
+        if self.remote is not None and not any(model.bundle and model.bundle.body.remote for model in self.all):
+            LOG.warning("no bundle takes features of any encoder, so that the embedding endpoint is not used")
 
     @property
     def default(self) -> Model:
@@ -117,16 +124,9 @@ class Models:
             return document
         bundle, settings = model.bundle, self._settings
         ways = (bundle.fixed_ways, bundle.fixed_ways) if bundle.fixed_ways else (2, bundle.limits.max_ways)
-        body = bundle.config.body
         return document | {
             "recipe": bundle.config.recipe,
-            "body": {
-                "name": body.name,
-                "image_size": body.image_size if bundle.body.kind == "images" else 0,
-                "feature_size": bundle.feature_size,
-                "model": body.model,
-                "installed": getattr(bundle.body, "installed", True),
-            },
+            "body": body_document(bundle),
             "feature_size": bundle.feature_size,
             "input_kinds": list(bundle.input_kinds),
             "limits": {
@@ -150,6 +150,20 @@ class Models:
         }
 
 
+def body_document(bundle: Bundle) -> dict:
+    """What `/models/{name}` says of the body; no address and no key."""
+    config, body = bundle.config.body, bundle.body
+    return {
+        "name": config.name,
+        "kind": "remote" if body.remote else body.kind,
+        "protocol": body.protocol if body.remote else None,
+        "image_size": config.image_size if body.kind == "images" else 0,
+        "feature_size": body.feature_size,
+        "model": body.model_name if body.remote else config.model,
+        "installed": getattr(body, "installed", True),
+    }
+
+
 def warm_up(bundle: Bundle) -> None:
     """Generate and embed once, so that the first caller does not pay for first calls."""
     ways = bundle.fixed_ways or 5
@@ -159,5 +173,5 @@ def warm_up(bundle: Bundle) -> None:
     size = bundle.config.body.image_size
     if bundle.body.kind == "images":
         bundle.embed(torch.zeros(1, size, size, dtype=torch.uint8))
-    elif bundle.body.kind == "text" and bundle.body.installed:
+    elif bundle.body.kind == "text" and not bundle.body.remote and bundle.body.installed:
         bundle.embed(["warm up"])
