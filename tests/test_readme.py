@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from ltdi import Bundle, Head
+from service.settings import Settings, flag_of
+from tests.embedder import embedder
 from tests.ltdi.test_experts import blobs
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -55,6 +57,20 @@ def test_scikit_learn_as_shown(toy_features: Bundle) -> None:
     names = {"head": head, "features": X.numpy()}
     exec(block("to_sklearn"), names)
     assert list(names["classifier"].predict(X.numpy())) == head.predict(X)
+
+
+def test_the_table_of_the_embedding_server_is_that_of_the_settings() -> None:
+    rows = re.findall(r"^\| `(--embedder-[a-z-]+)` \| (.*?) \| (.*?) \|$", README, re.MULTILINE)
+    fields = {name: field for name, field in Settings.model_fields.items() if name.startswith("embedder_")}
+    assert rows == [(flag_of(name), str(f.default) or "none", f.description) for name, f in fields.items()]
+
+
+def test_the_bundle_beside_an_embedding_server_runs_as_shown(toy_features: Bundle) -> None:
+    with embedder() as server:
+        code = block("RemoteBody").replace("http://localhost:8081", server.url).replace("from ltdi import load_bundle", "")
+        names = {"load_bundle": lambda name, body: toy_features.with_body(body), "log_lines": ["my card!", "pay me back"]}
+        exec(code, names)
+    assert names["head"].labels == ["lost_card", "refund"]
 
 
 def test_the_notebook_runs_as_shown(toy_text: Bundle, toy_features: Bundle) -> None:
