@@ -23,6 +23,7 @@ from ltdi.denoisers.unet import UNetConfig
 from ltdi.errors import (
     BundleNotFound,
     DamagedFile,
+    EmbedderFailed,
     InvalidConfig,
     InvalidFeatures,
     InvalidInput,
@@ -367,7 +368,7 @@ class Bundle:
         canonical = support.canonical
         if embedded:
             parts = {f"descriptions/{label}": value for label, value in (support.descriptions or {}).items()}
-            _check_embedded(embedded, {"support": support.inputs, "unlabelled": support.unlabelled} | parts)
+            _check_embedded(embedded, self.feature_size, {"support": support.inputs, "unlabelled": support.unlabelled} | parts)
         features = self._embed(ordered, embedded)
         names = named = pool = None
         if support.descriptions:
@@ -663,9 +664,11 @@ def _rows_of(texts: Sequence[str], embedded: Mapping[str, Tensor]) -> Tensor:
     return torch.stack([embedded[text] for text in texts]) if texts else torch.zeros(0, size)
 
 
-def _check_embedded(embedded: Mapping[str, Tensor], parts: Mapping[str, Any]) -> None:
-    """The features that a caller sends beside texts are of the texts' size."""
+def _check_embedded(embedded: Mapping[str, Tensor], wanted: int, parts: Mapping[str, Any]) -> None:
+    """The texts' features are of the size `wanted`, where it is not 0, and so are those that a caller sends beside them."""
     size = len(next(iter(embedded.values())))
+    if wanted not in (0, size):
+        raise EmbedderFailed(f"the embedding endpoint gave features of size {size}; this bundle takes {wanted}")
     for where, part in parts.items():
         if isinstance(part, Tensor) and part.shape[-1] != size:
             raise InvalidFeatures(

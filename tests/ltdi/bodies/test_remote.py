@@ -15,10 +15,11 @@ from starlette.responses import JSONResponse, Response
 
 import ltdi
 from ltdi import Bundle
+from ltdi.bodies.loader import BodyConfig
 from ltdi.bodies.remote import RemoteBody, endpoint, safe_words
 from ltdi.bodies.sentence import SentenceBody
 from ltdi.errors import EmbedderFailed, EmbedderTimeout, InvalidConfig, InvalidFeatures, InvalidText
-from tests.conftest import SENTENCES
+from tests.conftest import SENTENCES, make_geometry
 from tests.embedder import SIZE, Embedder, embedder, ngrams
 
 TEXTS = [f"text number {i}" for i in range(10)]
@@ -243,6 +244,14 @@ def test_features_beside_texts_must_be_of_the_endpoint_s_size(server: Embedder, 
         bundle.generate(torch.rand(2, 5), ["refund", "lost_card"], descriptions=NAMES)
     assert refused.value.field == "support"
     assert bundle.generate(torch.rand(2, SIZE), ["refund", "lost_card"], descriptions=NAMES).labels
+
+
+def test_a_bundle_of_one_size_refuses_an_endpoint_of_another(server: Embedder, tmp_path) -> None:
+    bundle = make_geometry(tmp_path / "fitted", BodyConfig("features", 0, 0, "", 24))
+    with pytest.raises(EmbedderFailed, match="size 128; this bundle takes 24"):
+        bundle.with_body(remote(server)).generate(descriptions=NAMES)
+    with pytest.raises(InvalidConfig, match="gives 128 numbers; the bundle takes 24"):
+        bundle.with_body(remote(server, feature_size=SIZE))
 
 
 def test_a_bundle_with_a_body_takes_no_other(server: Embedder, toy_folder) -> None:
