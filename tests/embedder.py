@@ -33,8 +33,8 @@ class Embedder:
     Args:
         encode: texts to features.
 
-    `fails` holds what the next calls get instead of an answer, one each; `seconds` is how long each answer takes;
-    `calls` holds what was asked, `peak` how many calls were answered at a time.
+    `fails` holds what the next calls get instead of an answer, one each; nobody gets an answer while `held`; `calls` holds
+    what was asked, `busy` and `peak` how many calls wait for their answer, now and at most.
     """
 
     def __init__(self, encode: Encode = ngrams) -> None:
@@ -56,7 +56,7 @@ class Embedder:
         self.fails: list[Response] = []
         self.calls: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
-        self.seconds = 0.0
+        self.held = False
         self.busy = self.peak = 0
 
     @property
@@ -86,13 +86,23 @@ class Embedder:
             return self.fails.pop(0)
         self.busy += 1
         self.peak = max(self.peak, self.busy)
-        await asyncio.sleep(self.seconds)
+        await asyncio.sleep(0.02)
+        while self.held:
+            await asyncio.sleep(0.01)
         self.busy -= 1
         cut = [" ".join(text.split()[:MAX_WORDS]) for text in texts]
         return JSONResponse(form((await asyncio.to_thread(self.encode, cut)).tolist()))
 
+    def wait_until_busy(self) -> None:
+        """Return once a call waits for its answer."""
+        until = time.monotonic() + 20
+        while not self.busy:
+            assert time.monotonic() < until, "nothing was asked"
+            time.sleep(0.01)
+
     def stop(self) -> None:
         """Stop serving."""
+        self.held = False
         self._server.should_exit = True
         self._thread.join(timeout=20)
 

@@ -156,10 +156,10 @@ class RemoteBody(nn.Module):
             late = EmbedderTimeout(f"the embedding endpoint did not answer within {left:.3g} seconds")
             raise _MayPass(late) from error
         except httpx.TransportError as error:
-            lost = EmbedderFailed(f"the embedding endpoint cannot be reached: {type(error).__name__}")
+            lost = EmbedderFailed(f"the embedding endpoint cannot be reached ({type(error).__name__})")
             raise _MayPass(lost) from error
         except httpx.HTTPError as error:
-            raise EmbedderFailed(f"the embedding endpoint's answer cannot be read: {type(error).__name__}") from error
+            raise EmbedderFailed(f"the embedding endpoint's answer cannot be read ({type(error).__name__})") from error
         if answer.status_code in PASSING:
             refused = self._refused(answer.status_code, content)
             raise _MayPass(refused, _seconds(answer.headers.get("retry-after", "")))

@@ -64,7 +64,6 @@ def test_the_model_and_the_key_are_sent(server: Embedder) -> None:
 
 
 def test_no_more_calls_at_a_time_than_allowed(server: Embedder) -> None:
-    server.seconds = 0.05
     remote(server, batch=1, concurrency=2).embed(TEXTS)
     assert server.peak == 2
 
@@ -111,12 +110,12 @@ def test_nobody_there_is_an_error_that_says_so() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         body = RemoteBody(f"http://127.0.0.1:{free.getsockname()[1]}", retries=1, timeout=2)
-    with pytest.raises(EmbedderFailed, match="cannot be reached: ConnectError"):
+    with pytest.raises(EmbedderFailed, match=r"cannot be reached \(ConnectError\)"):
         body.embed(["x"])
 
 
 def test_a_slow_endpoint_is_an_error_of_its_own(server: Embedder) -> None:
-    server.seconds = 2.0
+    server.held = True
     with pytest.raises(EmbedderTimeout, match=r"did not answer within 0\.2"):
         remote(server, timeout=0.2).embed(["x"])
 
