@@ -57,7 +57,7 @@ def served(server: Running, endpoint: Embedder) -> httpx.Client:
 
 
 @pytest.fixture
-def beside(toy_features: Bundle) -> Iterator[Callable[..., httpx.Client]]:
+def beside(toy_features: Bundle, endpoint: Embedder) -> Iterator[Callable[..., httpx.Client]]:
     servers = []
 
     def start(**settings: object) -> httpx.Client:
@@ -65,6 +65,7 @@ def beside(toy_features: Bundle) -> Iterator[Callable[..., httpx.Client]]:
         return servers[-1].client
 
     yield start
+    endpoint.held = False
     for one in servers:
         one.stop()
 
@@ -198,6 +199,15 @@ def test_a_caller_who_leaves_takes_the_calls_that_have_not_begun_along(beside: C
     endpoint.held = False
     assert http.post("/embed", json={"inputs": [{"text": "who comes next"}]}).status_code == 200
     assert len(endpoint.calls) == 2 and endpoint.texts[-1] == "who comes next"
+
+
+def test_where_one_call_fails_those_that_have_not_begun_are_given_up(beside: Callable[..., httpx.Client], endpoint: Embedder) -> None:
+    endpoint.reset()
+    http = beside(embedder_url=endpoint.url, embedder_batch=1, embedder_concurrency=1)
+    endpoint.fails = [JSONResponse({"error": {"message": "no such model"}}, 404)]
+    assert ask(http, TASK) == 502
+    assert http.post("/embed", json={"inputs": [{"text": "who comes next"}]}).status_code == 200
+    assert len(endpoint.calls) <= 5 and endpoint.texts[-1] == "who comes next"
 
 
 def test_more_requests_than_may_wait_for_the_endpoint_are_refused(beside: Callable[..., httpx.Client], endpoint: Embedder) -> None:

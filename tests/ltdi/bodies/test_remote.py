@@ -106,6 +106,15 @@ def test_what_will_not_pass_is_not_tried_again(server: Embedder) -> None:
     assert len(server.calls) == 1
 
 
+def test_where_one_call_fails_those_that_have_not_begun_are_given_up(server: Embedder) -> None:
+    body = remote(server, batch=1, concurrency=1)
+    server.fails = [Response("", 404)]
+    with pytest.raises(EmbedderFailed, match="404"):
+        body.embed(TEXTS)
+    body.embed(["who comes next"])
+    assert len(server.calls) <= 5 and server.texts[-1] == "who comes next"
+
+
 def test_nobody_there_is_an_error_that_says_so() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
