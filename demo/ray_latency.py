@@ -32,7 +32,7 @@ def main() -> None:
 
     from service.ray_app import build
 
-    ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, num_cpus=2, log_to_driver=False)
+    ray.init("local", _node_ip_address="127.0.0.1", include_dashboard=False, num_cpus=2, log_to_driver=False)
     own, behind = str(free_port()), free_port()
     command = [sys.executable, "-m", "ltdi.cli", "serve", "--port", own, "--bundle", "omniglot", "--cache-items", "0"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as alone:

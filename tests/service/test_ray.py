@@ -35,7 +35,7 @@ def proxy(toy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        ray.init(_node_ip_address="127.0.0.1", include_dashboard=False, num_cpus=3, log_to_driver=False)
+        ray.init("local", _node_ip_address="127.0.0.1", include_dashboard=False, num_cpus=3, log_to_driver=False)
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             arguments = {"bundle": str(toy_folder), "min_replicas": "2", "max_replicas": "2", "queue_length": "32"}
