@@ -40,6 +40,14 @@ bench: $(VENV)/.installed-dev ## time generation against fine-tuning and logisti
 	$(BIN)/ltdi bench --out results/bench.json
 	$(BIN)/ltdi bench --bundle minilm --rounds 15 --out results/bench-minilm.json
 
+test-ray: $(VENV)/.installed-dev ## run the tests of Ray Serve, which need the extra `ray`
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[ray]'
+	$(BIN)/pytest tests/service/test_ray.py
+
+bench-ray: $(VENV)/.installed-dev ## time a request through Ray Serve against one without
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[ray]'
+	$(BIN)/python demo/ray_latency.py
+
 evaluate: $(VENV)/.installed-dev ## the tables of the README, from the checkpoints under runs/ (DATA=data)
 	$(BIN)/ltdi evaluate --config omniglot --data $(DATA)
 	$(BIN)/ltdi evaluate --config minilm --data $(DATA)
@@ -57,4 +65,4 @@ system-deps: ## Debian packages that a bare machine may lack
 clean: ## remove the environment and caches
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache demo/out
 
-.PHONY: help install install-dev serve test demo bench evaluate openapi lint system-deps clean
+.PHONY: help install install-dev serve test test-ray demo bench bench-ray evaluate openapi lint system-deps clean

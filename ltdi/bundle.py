@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ltdi.bodies.loader import Body, BodyConfig, build_body
+from ltdi.bodies.features import MAX_FEATURE
+from ltdi.bodies.loader import Body, BodyConfig, TextBody, build_body
 from ltdi.codec import Layout, Standardiser
 from ltdi.config import from_json, to_json
 from ltdi.denoisers.class_tokens import ClassTokensConfig
@@ -22,6 +23,7 @@ from ltdi.denoisers.unet import UNetConfig
 from ltdi.errors import (
     BundleNotFound,
     DamagedFile,
+    EmbedderFailed,
     InvalidConfig,
     InvalidFeatures,
     InvalidInput,
@@ -49,7 +51,6 @@ from ltdi.views import all_views, summarise
 
 FORMAT_VERSION = 2
 RECIPES = ("default", "paper", "geometry")
-MAX_FEATURE = 1e6  # far beyond any body's features; squares and sums of what lies within stay finite
 MAX_VIEWS = 64
 CONFIG, WEIGHTS, DIGEST, CARD = "config.json", "weights.safetensors", "digest", "card.json"
 
@@ -114,10 +115,14 @@ class HeadRequest:
     Args:
         task: a support set whose inputs are prepared images or features, or a task embedding.
         options: seed, draws, check, fallback.
+        embedded: features `[D]` of the task's texts that a remote body has embedded beforehand.
+        truncate: ask a remote body to cut texts that are too long.
     """
 
     task: SupportSet | TaskEmbedding
     options: Options = field(default_factory=Options)
+    embedded: Mapping[str, Tensor] | None = None
+    truncate: bool = False
 
 
 class Bundle:
@@ -138,6 +143,23 @@ class Bundle:
     name = property(lambda self: self.config.name, doc="The bundle's name.")
     limits = property(lambda self: self.config.limits, doc="What it takes in one task.")
     feature_size = property(lambda self: self.config.head_sizes[0], doc="D, the size of features; 0 where it takes any.")
+
+    @property
+    def takes_a_body(self) -> bool:
+        """Whether an encoder of texts may be put before it: it has none, and uses descriptions."""
+        return self.config.body.name == "features" and self.takes_descriptions
+
+    def with_body(self, body: TextBody) -> Bundle:
+        """The same bundle, which takes texts too.
+
+        Raises:
+            InvalidConfig: it has a body of its own, or that one reads no texts or gives features of another size.
+        """
+        if not self.takes_a_body or body.kind != "text":
+            raise InvalidConfig(f"bundle {self.name!r} takes no such body; any-embedding takes one of texts", field="body")
+        if self.feature_size and body.feature_size not in (0, self.feature_size):
+            raise InvalidConfig(f"the body gives {body.feature_size} numbers; the bundle takes {self.feature_size}", field="body")
+        return Bundle(self.config, body, self.generator, digest=self.digest, card=self.card, device=self.device)
 
     @property
     def input_kinds(self) -> tuple[str, ...]:
@@ -298,11 +320,14 @@ class Bundle:
         Args:
             inputs: as for `prepare`.
         """
-        return self._embed(self.prepare(inputs, truncate=truncate)).cpu()
+        prepared = self.prepare(inputs, truncate=truncate)
+        if self.body.remote and not isinstance(prepared, Tensor):
+            return self.body.embed(prepared, truncate)
+        return self._embed(prepared).cpu()
 
-    def _embed(self, prepared: Items) -> Tensor:
+    def _embed(self, prepared: Items, embedded: Mapping[str, Tensor] | None = None) -> Tensor:
         if not isinstance(prepared, Tensor):
-            return self.body.embed(prepared)
+            return self.body.embed(prepared) if not embedded else _rows_of(prepared, embedded).to(self.device)
         if prepared.dtype == torch.float32:
             return prepared.to(self.device)
         return self._embed_pixels(self._pixels(prepared))
@@ -314,11 +339,20 @@ class Bundle:
         parts = [self.body(part.to(self.device)).float() for part in pixels.split(512)]
         return torch.cat(parts) if parts else torch.zeros(0, self.feature_size, device=self.device)
 
+    def _completed(self, request: HeadRequest) -> HeadRequest:
+        """The request with the features of all its texts, where a remote body makes them."""
+        if not self.body.remote or isinstance(request.task, TaskEmbedding):
+            return request
+        known = request.embedded or {}
+        new = [text for text in request.task.texts if text not in known]
+        made = dict(zip(new, self.body.embed(new, request.truncate), strict=True))
+        return replace(request, embedded={**known, **made})
+
     @torch.inference_mode()
-    def _feature_task(self, support: SupportSet) -> FeatureTask:
+    def _feature_task(self, support: SupportSet, embedded: Mapping[str, Tensor] | None = None) -> FeatureTask:
         ordered = take(support.inputs, support.canonical.example_order)
         if self.takes_descriptions:
-            return self._whole_task(support, ordered)
+            return self._whole_task(support, ordered, embedded)
         if ordered.dtype == torch.float32 or not self.generator.wants_views(len(ordered), support.ways):
             return FeatureTask(support, self._embed(ordered))
         pixels = self._pixels(ordered)
@@ -327,23 +361,28 @@ class Bundle:
         seen = summarise(features, views.unflatten(0, (len(features), -1)))
         return FeatureTask(support, features, seen[:, 1:])
 
-    def _whole_task(self, support: SupportSet, ordered: Items) -> FeatureTask:
+    def _whole_task(
+        self, support: SupportSet, ordered: Items, embedded: Mapping[str, Tensor] | None = None
+    ) -> FeatureTask:
         """Features of examples, descriptions and pool, each part embedded by itself."""
         canonical = support.canonical
-        features = self._embed(ordered)
+        if embedded:
+            parts = {f"descriptions/{label}": value for label, value in (support.descriptions or {}).items()}
+            _check_embedded(embedded, self.feature_size, {"support": support.inputs, "unlabelled": support.unlabelled} | parts)
+        features = self._embed(ordered, embedded)
         names = named = pool = None
         if support.descriptions:
             given = [support.descriptions.get(support.classes[row]) for row in canonical.class_order.tolist()]
             named = torch.tensor([value is not None for value in given])
             texts = [value for value in given if isinstance(value, str)]
-            embedded = iter(self._embed(tuple(texts))) if texts else iter(())
+            of_texts = iter(self._embed(tuple(texts), embedded)) if texts else iter(())
             empty = torch.zeros(features.shape[-1])
             names = torch.stack([
-                (empty if value is None else next(embedded) if isinstance(value, str) else value).to(self.device)
+                (empty if value is None else next(of_texts) if isinstance(value, str) else value).to(self.device)
                 for value in given
             ])  # fmt: skip
         if support.unlabelled is not None:
-            pool = self._embed(take(support.unlabelled, canonical.pool_order))
+            pool = self._embed(take(support.unlabelled, canonical.pool_order), embedded)
         centre = self.config.geometry.centre
         return FeatureTask(support, features, names=names, named=named, pool=pool, centre=centre)
 
@@ -376,7 +415,7 @@ class Bundle:
         support = self.support(
             inputs, labels, classes=classes, descriptions=descriptions, unlabelled=unlabelled, truncate=truncate
         )
-        return self.generate_many([HeadRequest(support, options)], on_stage=on_stage)[0]
+        return self.generate_many([HeadRequest(support, options, truncate=truncate)], on_stage=on_stage)[0]
 
     def generate_many(self, requests: Sequence[HeadRequest], *, on_stage: OnStage | None = None) -> list[Head]:
         """Heads of many tasks, those of equal ways sampled as one batch.
@@ -394,7 +433,8 @@ class Bundle:
                 heads[i] = generate_from_embedding(self.generator, request.task, request.options, facts, timer)
         rest = [i for i in range(len(requests)) if i not in heads]
         with timer.stage("embed"):
-            tasks = [self._feature_task(requests[i].task) for i in rest]  # type: ignore[arg-type]
+            requests = [self._completed(request) for request in requests]
+            tasks = [self._feature_task(requests[i].task, requests[i].embedded) for i in rest]  # type: ignore[arg-type]
         made = generate_heads(
             self.generator, tasks, [requests[i].options for i in rest], facts,
             fallback_margin=self.config.fallback_margin, timer=timer,
@@ -402,6 +442,8 @@ class Bundle:
         heads.update(zip(rest, made, strict=True))
         for i in rest:
             heads[i].request = requests[i]
+            if requests[i].embedded:
+                heads[i].metadata["body"] = self.body.identity
         return [heads[i] for i in range(len(requests))]
 
     def update(
@@ -424,7 +466,7 @@ class Bundle:
             added = self.prepare(unlabelled, field="unlabelled", truncate=truncate)
             pool = added if pool is None else _joined(pool, added, "unlabelled")
         return self._again(
-            request, inputs=_joined(old.inputs, more, "support"), labels=(*old.labels, *labels), unlabelled=pool
+            request, truncate, inputs=_joined(old.inputs, more, "support"), labels=(*old.labels, *labels), unlabelled=pool
         )
 
     def add_class(
@@ -444,7 +486,7 @@ class Bundle:
         described = {} if description is None else self._descriptions({label: description}, truncate)
         more = self._examples(inputs, described, _only_tensor(old.inputs), truncate)
         return self._again(
-            request, inputs=_joined(old.inputs, more, "support"), labels=(*old.labels, *[label] * len(more)),
+            request, truncate, inputs=_joined(old.inputs, more, "support"), labels=(*old.labels, *[label] * len(more)),
             classes=(*old.classes, label), descriptions={**(old.descriptions or {}), **described} or None,
         )
 
@@ -460,7 +502,7 @@ class Bundle:
             raise InvalidSupport(f"there is no class {label!r} in this head", field="classes")
         kept = torch.tensor([i for i, one in enumerate(old.labels) if one != label], dtype=torch.long)
         return self._again(
-            request, inputs=take(old.inputs, kept), labels=[old.labels[i] for i in kept.tolist()],
+            request, False, inputs=take(old.inputs, kept), labels=[old.labels[i] for i in kept.tolist()],
             classes=[one for one in old.classes if one != label],
             descriptions={k: v for k, v in (old.descriptions or {}).items() if k != label} or None,
         )
@@ -475,13 +517,13 @@ class Bundle:
             raise InvalidInput("this head was generated by another bundle; use that one")
         return request
 
-    def _again(self, request: HeadRequest, **changes: Any) -> Head:
+    def _again(self, request: HeadRequest, truncate: bool, **changes: Any) -> Head:
         old = request.task
         kept = {
             name: getattr(old, name) for name in ("inputs", "labels", "classes", "descriptions", "unlabelled")
         } | changes
         task = SupportSet.of(kept.pop("inputs"), kept.pop("labels"), limits=self.limits, **kept)
-        return self.generate_many([HeadRequest(task, request.options)])[0]
+        return self.generate_many([HeadRequest(task, request.options, request.embedded, truncate)])[0]
 
     def _check_embedding(self, task: TaskEmbedding) -> None:
         if task.bundle_digest != self.digest:
@@ -499,7 +541,15 @@ class Bundle:
             raise UnsupportedInput(f"bundle {self.name!r} makes heads of {self.fixed_ways} classes only", field="classes")
 
     def embed_task(self, support: SupportSet) -> TaskEmbedding:
-        """The task as the chain sees it, to generate from later."""
+        """The task as the chain sees it, to generate from later.
+
+        Raises:
+            UnsupportedInput: the generator looks at single items at every step, so that a token per class is not enough.
+        """
+        if self.takes_descriptions:
+            raise UnsupportedInput(
+                "this bundle's chain looks at every item, so it has no task embedding; send the task itself", field="as"
+            )
         return embed_tasks(self.generator, self._feature_task(support), self.digest)
 
     def save(self, folder: str | Path) -> str:
@@ -529,16 +579,18 @@ def shipped_bundles() -> list[str]:
     return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and (entry / CONFIG).is_file())
 
 
-def load_bundle(name: str | Path, *, device: str = "auto") -> Bundle:
+def load_bundle(name: str | Path, *, device: str = "auto", body: TextBody | None = None) -> Bundle:
     """A bundle, verified.
 
     Args:
         name: a shipped name (`omniglot`) or the path of a folder.
         device: `auto` (CUDA where there is one), `cpu` or `cuda`.
+        body: an encoder of texts, for a bundle that has none of its own (`any-embedding`), which then takes texts too.
 
     Raises:
         BundleNotFound: neither a shipped name nor a folder.
         DamagedFile: wrong digest, missing or wrongly shaped tensors, NaN, an unknown version.
+        InvalidConfig: `body` is given to a bundle that has one.
     """
     folder = _folder(name)
     recorded = _read_text(folder / DIGEST).strip()
@@ -551,17 +603,18 @@ def load_bundle(name: str | Path, *, device: str = "auto") -> Bundle:
                 f"bundle {folder.name!r} has format_version {values.get('format_version')!r}; this library reads {FORMAT_VERSION}"
             )
         config = from_json(BundleConfig, values)
-        body, generator = build_body(config.body), build_generator(config)
-        if config.head_sizes[0] != body.feature_size:
-            raise InvalidConfig(f"head_sizes begin with {config.head_sizes[0]}; the body gives {body.feature_size}")
+        own, generator = build_body(config.body), build_generator(config)
+        if config.head_sizes[0] != own.feature_size:
+            raise InvalidConfig(f"head_sizes begin with {config.head_sizes[0]}; the body gives {own.feature_size}")
     except (ValueError, AttributeError, LookupError, ArithmeticError, TypeError, RuntimeError, InvalidInput) as error:
         raise DamagedFile(f"bundle {folder.name!r} has a config that cannot be used: {error}") from error
     tensors, _ = read_safetensors(folder / WEIGHTS, "bundle's weights")
-    _fill(body, "body.", tensors)
+    _fill(own, "body.", tensors)
     _fill(generator, "generator.", tensors)
     if tensors:
         raise DamagedFile(f"bundle {folder.name!r} holds tensors it should not: {sorted(tensors)[:5]}")
-    return Bundle(config, body, generator, digest=recorded, card=_card(folder, recorded), device=resolve_device(device))
+    bundle = Bundle(config, own, generator, digest=recorded, card=_card(folder, recorded), device=resolve_device(device))
+    return bundle if body is None else bundle.with_body(body)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -603,6 +656,24 @@ def _tensor(array: Tensor | np.ndarray) -> Tensor:
     if array.dtype.kind not in "fiu":
         return torch.zeros(0, dtype=torch.bool)
     return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+
+
+def _rows_of(texts: Sequence[str], embedded: Mapping[str, Tensor]) -> Tensor:
+    """`[M, D]` of texts that are all embedded; of none too."""
+    size = len(next(iter(embedded.values())))
+    return torch.stack([embedded[text] for text in texts]) if texts else torch.zeros(0, size)
+
+
+def _check_embedded(embedded: Mapping[str, Tensor], wanted: int, parts: Mapping[str, Any]) -> None:
+    """The texts' features are of the size `wanted`, where it is not 0, and so are those that a caller sends beside them."""
+    size = len(next(iter(embedded.values())))
+    if wanted not in (0, size):
+        raise EmbedderFailed(f"the embedding endpoint gave features of size {size}; this bundle takes {wanted}")
+    for where, part in parts.items():
+        if isinstance(part, Tensor) and part.shape[-1] != size:
+            raise InvalidFeatures(
+                f"features of {where} have size {part.shape[-1]}; those of the texts have {size}", field=where
+            )
 
 
 def _only_tensor(items: Items) -> Tensor | None:

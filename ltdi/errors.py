@@ -96,6 +96,18 @@ class BodyMissing(LtDiError):
     code = "body-missing"
 
 
+class EmbedderFailed(LtDiError):
+    """The embedding endpoint refused, cannot be reached, or answered with something that is no embedding."""
+
+    code = "embedder-failed"
+
+
+class EmbedderTimeout(EmbedderFailed):
+    """The embedding endpoint did not answer in time."""
+
+    code = "embedder-timeout"
+
+
 class DamagedFile(LtDiError):
     """A bundle or head that must not be used: its digest, tensors, numbers or version are wrong."""
 

@@ -453,15 +453,7 @@ def verify_head(head: Head, features: Tensor) -> None:
 
 @torch.inference_mode()
 def embed_tasks(generator: Generator, task: FeatureTask, bundle_digest: str) -> TaskEmbedding:
-    """The task embedding of one task, with its baseline's accuracy on folds.
-
-    Raises:
-        UnsupportedInput: the generator looks at single items at every step, so that a token per class is not enough.
-    """
-    if isinstance(generator, GeometryGenerator):
-        raise UnsupportedInput(
-            "this bundle's chain looks at every item, so it has no task embedding; send the task itself", field="as"
-        )
+    """The task embedding of one task, with its baseline's accuracy on folds."""
     rows, (masks,) = _rows(generator, [task], [Options()])
     batch = generator.describe(statistics_of(rows, task.support.ways))
     accuracy = _baseline_accuracy(task, batch.base[1:], masks)

@@ -124,6 +124,13 @@ class SupportSet:
         return len(self.classes)
 
     @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """Its different texts, in the order in which they stand in examples, descriptions and pool."""
+        parts = (self.inputs, tuple((self.descriptions or {}).values()), self.unlabelled)
+        items = [item for part in parts if isinstance(part, tuple) for item in part]
+        return tuple(dict.fromkeys(item for item in items if isinstance(item, str)))
+
+    @cached_property
     def class_index(self) -> Tensor:
         """The row of each example's class: `[M]`, integer."""
         row = {label: i for i, label in enumerate(self.classes)}

@@ -25,7 +25,8 @@ from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
 
 from ltdi import Bundle, LtDiError, library_version
-from ltdi.errors import InvalidConfig
+from ltdi.errors import EmbedderFailed, InvalidConfig
+from service.embedder import Embedder
 from service.encode import Cache
 from service.keys import Keys, Tries
 from service.metrics import Metrics
@@ -58,6 +59,7 @@ class State:
             lambda name, size: self.metrics.batch_size.labels(name).observe(size),
             lambda error: LOG.critical("inference thread ended", extra={"fields": fault_fields(error)}),
         )
+        self.embedder = Embedder(settings.queue_length)
         self.metrics.watch_queue(lambda: self.worker.depth, settings.queue_length)
         self.metrics.watch_worker(lambda: self.worker.alive)
         self.keys = Keys(settings.keys_file, "keys_file")
@@ -104,6 +106,8 @@ class State:
         """Finish the work in hand, for `drain_seconds` at most."""
         self.draining = True
         await asyncio.to_thread(self.worker.stop, self.settings.drain_seconds)
+        if self.models.remote is not None:
+            self.models.remote.close()
         if self.traces is not None:
             await asyncio.to_thread(self.traces.stop)
 
@@ -256,7 +260,10 @@ async def _on_problem(request: Request, error: Problem) -> Response:
 
 async def _on_library_error(request: Request, error: LtDiError) -> Response:
     problem = problem_of(error)
-    if problem.kind.status >= 500:
+    if isinstance(error, EmbedderFailed):
+        words, _, _ = str(error).partition(": ")  # what follows is the endpoint's, and may hold a caller's text
+        LOG.warning("embedder failed", extra={"fields": {"request_id": request.state.request_id, "reason": words}})
+    elif problem.kind.status >= 500:
         request.app.state.service.metrics.check_failures.labels(error.code).inc()
         LOG.error("fault", extra={"fields": {"request_id": request.state.request_id} | fault_fields(error)})
     return _answer(request, problem)

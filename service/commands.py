@@ -67,6 +67,7 @@ class Server(uvicorn.Server):
                 app,
                 host=settings.host,
                 port=settings.port,
+                http="h11",  # the bound of headers below is h11's
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -293,9 +293,13 @@ class Decoder:
             truncate=fields.options.truncate,
         )
         order = support.canonical.class_order.tolist()
-        identity = json.dumps([support.canonical.digest, [support.classes[row] for row in order], support.classes])
+        parts: list[Any] = [support.canonical.digest, [support.classes[row] for row in order], support.classes]
+        if bundle.body.remote and support.texts:
+            parts += [bundle.body.identity, fields.options.truncate]
+        identity = json.dumps(parts)
         cut = bundle.too_long(support) if fields.options.truncate else 0
-        return HeadCall(bundle, HeadRequest(support, options_of(fields)), identity, len(labels), cut)
+        request = HeadRequest(support, options_of(fields), truncate=fields.options.truncate)
+        return HeadCall(bundle, request, identity, len(labels), cut)
 
 
 def options_of(fields: schemas.TaskFields) -> Options:

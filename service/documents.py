@@ -39,8 +39,9 @@ MEANINGS = {
     429: "The queue is full, or too many wrong keys",
     431: "The headers are too large",
     500: "A fault of the service",
+    502: "The embedding endpoint failed",
     503: "Not ready, or shutting down",
-    504: "The deadline passed before the work began",
+    504: "The deadline passed before the work began, or the embedding endpoint did not answer in time",
 }
 
 
@@ -54,7 +55,7 @@ def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     return found
 
 
-WORK = (400, 401, 404, 406, 408, 413, 415, 422, 429, 431, 500, 503, 504)
+WORK = (400, 401, 404, 406, 408, 413, 415, 422, 429, 431, 500, 502, 503, 504)
 FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
 SUPPORT = {"support": FILES | {"description": "images whose file name is LABEL/anything.png"}}
 INPUTS = {"inputs": FILES | {"description": "images"}}

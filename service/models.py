@@ -8,7 +8,9 @@ from pathlib import Path
 from threading import Lock
 
 from ltdi import Bundle, LtDiError, library_version, load_bundle
+from ltdi.bodies.remote import RemoteBody
 from ltdi.errors import InvalidConfig
+from service.embedder import remote_body
 from service.encode import HEAD_FORMS, writable
 from service.metrics import Metrics
 from service.problems import Problem
@@ -34,8 +36,11 @@ class Model:
         self.state, self.reason = "loading", "the bundle is being loaded"
         self.bundle: Bundle | None = None
 
-    def load(self, device: str, max_batch: int) -> bool:
+    def load(self, device: str, max_batch: int, body: RemoteBody | None = None) -> bool:
         """Load, verify and test; a bundle that fails says why, and one that served before goes on.
+
+        Args:
+            body: stands before a bundle that has none of its own, once it is tested.
 
         Returns:
             Whether the bundle serves now.
@@ -45,6 +50,8 @@ class Model:
             if self.bundle is not None and bundle.name != self.name:
                 raise InvalidConfig(f"the bundle is named {bundle.name!r} now; one that replaces another has its name")
             self_test(bundle, max_batch)
+            if body is not None and bundle.takes_a_body:
+                bundle = bundle.with_body(body)
         except LtDiError as error:
             return self._fail(str(error).replace(self.source, self.name))
         except Exception as error:
@@ -68,10 +75,13 @@ class Models:
     def __init__(self, settings: Settings, bundles: list[Bundle] | None, metrics: Metrics) -> None:
         self._settings, self._metrics, self._loading = settings, metrics, Lock()
         self.all = [Model(b.name, b) for b in bundles] if bundles else [Model(source) for source in settings.bundle]
+        self.remote = remote_body(settings)
 
     def load_all(self) -> None:
         """Load every bundle, the default first."""
         self.reload(self.all)
+        if self.remote is not None and not any(model.bundle and model.bundle.body.remote for model in self.all):
+            LOG.warning("no bundle takes features of any encoder, so that the embedding endpoint is not used")
 
     def reload(self, models: Sequence[Model]) -> list[Model]:
         """Load these, one after the other; each old bundle serves until its new one has proven itself.
@@ -84,7 +94,7 @@ class Models:
 
     def _load(self, model: Model) -> bool:
         old = _info(model)
-        loaded = model.load(self._settings.device, self._settings.max_batch)
+        loaded = model.load(self._settings.device, self._settings.max_batch, self.remote)
         new = _info(model)
         if new is not None:
             self._metrics.model_info.labels(*new).set(1)
@@ -135,16 +145,9 @@ class Models:
             return document
         bundle, settings = model.bundle, self._settings
         ways = (bundle.fixed_ways, bundle.fixed_ways) if bundle.fixed_ways else (2, bundle.limits.max_ways)
-        body = bundle.config.body
         return document | {
             "recipe": bundle.config.recipe,
-            "body": {
-                "name": body.name,
-                "image_size": body.image_size if bundle.body.kind == "images" else 0,
-                "feature_size": bundle.feature_size,
-                "model": body.model,
-                "installed": getattr(bundle.body, "installed", True),
-            },
+            "body": body_document(bundle),
             "feature_size": bundle.feature_size,
             "input_kinds": list(bundle.input_kinds),
             "limits": {
@@ -173,4 +176,18 @@ def _info(model: Model) -> tuple[str, ...] | None:
     """Labels of `ltdi_model_info`; None where no bundle serves."""
     if (bundle := model.bundle) is None:
         return None
-    return model.name, library_version(), bundle.digest, bundle.config.body.name, str(bundle.device)
+    return model.name, library_version(), bundle.digest, "remote" if bundle.body.remote else bundle.config.body.name, str(bundle.device)
+
+
+def body_document(bundle: Bundle) -> dict:
+    """What `/models/{name}` says of the body; no address and no key."""
+    config, body = bundle.config.body, bundle.body
+    return {
+        "name": config.name,
+        "kind": "remote" if body.remote else body.kind,
+        "protocol": body.protocol if body.remote else None,
+        "image_size": config.image_size if body.kind == "images" else 0,
+        "feature_size": body.feature_size,
+        "model": body.model_name if body.remote else config.model,
+        "installed": getattr(body, "installed", True),
+    }

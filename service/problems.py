@@ -67,12 +67,15 @@ KINDS: dict[str, Kind] = {
     "draining": Kind(503, "The service is shutting down", "draining"),
     "body-missing": Kind(503, "The bundle's body is not installed"),
     "model-not-ready": Kind(503, "The model is not ready"),
+    "embedder-failed": Kind(502, "The embedding endpoint failed"),
+    "embedder-timeout": Kind(504, "The embedding endpoint did not answer in time", "deadline"),
     "deadline-passed": Kind(504, "The deadline passed before the work began", "deadline"),
 }
 
 OF_LIBRARY = frozenset(
     {"invalid-input", "support-invalid", "support-empty", "classes-too-few", "limit-exceeded", "features-invalid",
-     "image-invalid", "text-invalid", "input-unsupported", "file-damaged", "generation-failed", "body-missing"}
+     "image-invalid", "text-invalid", "input-unsupported", "file-damaged", "generation-failed", "body-missing",
+     "embedder-failed", "embedder-timeout"}
 )  # fmt: skip
 OF_STATUS = {404: "route-unknown", 405: "method-not-allowed", 400: "body-malformed", 422: "request-invalid"}
 RETRY_SECONDS = {429: 1, 503: 5}

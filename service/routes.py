@@ -8,15 +8,18 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
+from torch import Tensor
 
-from ltdi import Bundle, Head, LtDiError, TaskEmbedding, load_head, safetensors_bytes
+from ltdi import Bundle, Head, HeadRequest, LtDiError, TaskEmbedding, load_head, safetensors_bytes
 from ltdi.onnx_files import body_onnx
+from ltdi.support import Items
 from service import documents, schemas
 from service.decode import JSON, MULTIPART, ONNX, SAFETENSORS, Decoder, HeadCall, PredictCall, parse_json
 from service.encode import BODY_FORMS, HEAD_FORMS, Artefact, choose_form, etag_of, milliseconds, server_timing
@@ -56,12 +59,42 @@ async def generate_head(request: Request) -> Response:
 
 async def _generated(request: Request, call: HeadCall, etag: str, form: str) -> Artefact:
     state, seconds = request.app.state.service, request.state.seconds
-    job = Job(call.request, call.bundle, _deadline(state), seconds)
+    deadline = _deadline(state)
+    job = Job(await _with_features(request, call, deadline), call.bundle, deadline, seconds)
     head: Head = await _while_connected(request, state.worker.submit(job))
     seconds |= job.seconds
     artefact = await _encoded(seconds, Artefact.of, head, etag, form)
     _count_artefact(state, call, artefact, seconds)
     return artefact
+
+
+async def _with_features(request: Request, call: HeadCall, deadline: float) -> HeadRequest:
+    """The task with the features of its texts, where a remote body makes them."""
+    wanted, body = call.request, call.bundle.body
+    if not body.remote or isinstance(wanted.task, TaskEmbedding) or not wanted.task.texts:
+        return wanted
+    work = request.app.state.service.embedder.of_task(body, wanted.task, wanted.truncate, deadline)
+    return replace(wanted, embedded=await _elsewhere(request, call.bundle, work))
+
+
+async def _as_features(request: Request, bundle: Bundle, prepared: Items, deadline: float) -> Items:
+    """Prepared items; texts that a remote body reads as features."""
+    if not bundle.body.remote or isinstance(prepared, Tensor):
+        return prepared
+    work = request.app.state.service.embedder.of_texts(bundle.body, prepared, False, deadline)
+    return await _elsewhere(request, bundle, work)
+
+
+async def _elsewhere(request: Request, bundle: Bundle, work: Any) -> Any:
+    """The result of remote embedding, timed as stage `embed`, which is counted where it fails too."""
+    seconds, started = request.state.seconds, time.perf_counter()
+    try:
+        return await _while_connected(request, work)
+    except Exception:
+        request.app.state.service.metrics.observe_stages(bundle.name, {"embed": time.perf_counter() - started})
+        raise
+    finally:
+        seconds["embed"] = time.perf_counter() - started
 
 
 def _count_artefact(state: Any, call: HeadCall, artefact: Artefact, seconds: dict[str, float]) -> None:
@@ -126,14 +159,16 @@ async def embed(request: Request, kind: str = Query("features", alias="as", patt
 async def _embed_items(request: Request, form: str) -> Response:
     state, seconds = request.app.state.service, request.state.seconds
     bundle, prepared = await _decoded(request, lambda decoder: decoder.inputs)
-    features = await _run(request, lambda: bundle.embed(prepared), "embed")
+    deadline = _deadline(state)
+    prepared = await _as_features(request, bundle, prepared, deadline)
+    features = await _run(request, lambda: bundle.embed(prepared), "embed", deadline)
     facts = {"model": bundle.name, "bundle_digest": bundle.digest}
     if form == SAFETENSORS:
         file = {"format": "ltdi.features", **facts}
         content = await _encoded(seconds, safetensors_bytes, {"features": features}, file)
     else:
         rows = await _encoded(seconds, features.tolist)
-        values = {"feature_size": bundle.feature_size, "features": rows, "timings_ms": milliseconds(_stages(request))}
+        values = {"feature_size": features.shape[1], "features": rows, "timings_ms": milliseconds(_stages(request))}
         content = await asyncio.to_thread(_json, facts | values)
     state.metrics.observe_stages(bundle.name, seconds)
     return Response(
@@ -175,8 +210,11 @@ async def predict(request: Request) -> Response:
     call: PredictCall = await _decoded(request, lambda decoder: decoder.prediction)
     head = await asyncio.to_thread(_head_of, state, call)
     bundle = state.models.bundle(call.model or head.metadata.get("model"))
-    prepared = await asyncio.to_thread(call.queries, bundle)
-    probabilities = await _run(request, lambda: head.predict_proba(bundle.embed(prepared)).tolist(), "embed")
+    deadline = _deadline(state)
+    prepared = await _as_features(request, bundle, await asyncio.to_thread(call.queries, bundle), deadline)
+    probabilities = await _run(
+        request, lambda: head.predict_proba(bundle.embed(prepared)).tolist(), "embed", deadline
+    )
     document = {
         "model": bundle.name,
         "labels": head.labels,
@@ -337,7 +375,7 @@ async def _refuse_while_not_ready(state: Any) -> None:
         raise Problem("not-ready", "; ".join(state.live_reasons()))
 
 
-async def _run(request: Request, work: Callable[[], Any], stage: str) -> Any:
+async def _run(request: Request, work: Callable[[], Any], stage: str, deadline: float | None = None) -> Any:
     """Work on the inference thread, timed as a stage."""
     state, seconds = request.app.state.service, request.state.seconds
 
@@ -347,7 +385,7 @@ async def _run(request: Request, work: Callable[[], Any], stage: str) -> Any:
         note(stage, time.perf_counter() - started)
         return result
 
-    job = Job(timed, None, _deadline(state), seconds)
+    job = Job(timed, None, _deadline(state) if deadline is None else deadline, seconds)
     result = await _while_connected(request, state.worker.submit(job))
     seconds |= job.seconds
     return result

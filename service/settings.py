@@ -52,6 +52,14 @@ class Settings(BaseSettings):
         None, pattern=r"^https?://[^\s/]+", description="OpenTelemetry collector, as http://HOST:4318; no traces where absent"
     )
     cache_items: int = Field(256, ge=0, description="artefacts kept for repeated requests and /artefacts; 0 keeps none")
+    embedder_url: str = Field("", description="embedding endpoint that reads texts for bundles of features")
+    embedder_protocol: Literal["openai", "tei"] = Field("openai", description="what it speaks: /v1/embeddings or /embed")
+    embedder_model: str = Field("", description="model's name as the embedding endpoint knows it")
+    embedder_key_file: str = Field("", description="file that holds the embedding endpoint's bearer token")
+    embedder_seconds: float = Field(10.0, gt=0, description="for one call of the embedding endpoint, a try")
+    embedder_retries: int = Field(2, ge=0, le=10, description="further tries of a call of the embedding endpoint")
+    embedder_batch: int = Field(32, ge=1, le=4096, description="texts in one call of the embedding endpoint")
+    embedder_concurrency: int = Field(8, ge=1, le=256, description="calls of the embedding endpoint at a time")
 
     @field_validator("bundle", mode="before")
     @classmethod

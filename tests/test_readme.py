@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ltdi import Bundle, Head
+from tests.embedder import embedder
 from tests.ltdi.test_experts import blobs
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -55,6 +56,14 @@ def test_scikit_learn_as_shown(toy_features: Bundle) -> None:
     names = {"head": head, "features": X.numpy()}
     exec(block("to_sklearn"), names)
     assert list(names["classifier"].predict(X.numpy())) == head.predict(X)
+
+
+def test_the_bundle_beside_an_embedding_server_runs_as_shown(toy_features: Bundle) -> None:
+    with embedder() as server:
+        code = block("RemoteBody").replace("http://localhost:8081", server.url).replace("from ltdi import load_bundle", "")
+        names = {"load_bundle": lambda name, body: toy_features.with_body(body), "log_lines": ["my card!", "pay me back"]}
+        exec(code, names)
+    assert names["head"].labels == ["lost_card", "refund"]
 
 
 def test_the_notebook_runs_as_shown(toy_text: Bundle, toy_features: Bundle) -> None:

@@ -19,6 +19,7 @@ class Conv4(nn.Module):
     """
 
     kind = "images"
+    remote = False
 
     def __init__(self, channels: int = 64, image_size: int = 28) -> None:
         super().__init__()

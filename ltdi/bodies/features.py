@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+MAX_FEATURE = 1e6  # far beyond any body's features; squares and sums of what lies within stay finite
+
 
 class FeatureBody(nn.Module):
     """Stands where a bundle has no body.
@@ -13,6 +15,7 @@ class FeatureBody(nn.Module):
     """
 
     kind = "features"
+    remote = False
 
     def __init__(self, feature_size: int = 0) -> None:
         super().__init__()

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from ltdi.bodies.conv4 import Conv4
 from ltdi.bodies.features import FeatureBody
+from ltdi.bodies.remote import RemoteBody
 from ltdi.bodies.sentence import SentenceBody
 from ltdi.errors import InvalidConfig
 
 BODIES = ("conv4", "sentence", "features")
-Body = Conv4 | SentenceBody | FeatureBody
+TextBody = SentenceBody | RemoteBody
+Body = Conv4 | TextBody | FeatureBody
 
 
 @dataclass(frozen=True)

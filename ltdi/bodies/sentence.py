@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ltdi.bodies.texts import check_texts
 from ltdi.errors import BodyMissing, InvalidText, UnsupportedInput
 from ltdi.torchvision_ops import declare_missing
 
@@ -36,6 +37,7 @@ class SentenceBody(nn.Module):
     """
 
     kind = "text"
+    remote = False
 
     def __init__(self, model: str, feature_size: int, digest: str = "") -> None:
         super().__init__()
@@ -99,18 +101,14 @@ class SentenceBody(nn.Module):
         Raises:
             InvalidText: not a string, empty, or longer than it reads (unless `truncate`).
         """
-        for i, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise InvalidText(f"text {text!r:.60} is empty or no string; every text needs a word", field=f"{field}/{i}")
-            if any("\ud800" <= character <= "\udfff" for character in text):
-                raise InvalidText("the text holds half a surrogate pair; texts are Unicode", field=f"{field}/{i}")
+        checked = check_texts(texts, field)
         if not truncate and (long := self._long(texts)):
             i, length = long[0]
             raise InvalidText(
                 f"the text has {length} tokens; this body reads {self.max_tokens}: shorten it, or say truncate",
                 field=f"{field}/{i}",
             )
-        return tuple(texts)
+        return checked
 
     def too_long(self, texts: Sequence[str]) -> int:
         """How many texts are cut."""
@@ -125,8 +123,8 @@ class SentenceBody(nn.Module):
         return [(i, length) for i, length in zip(maybe, lengths, strict=True) if length > self.max_tokens]
 
     @torch.inference_mode()
-    def embed(self, texts: Sequence[str]) -> Tensor:
-        """Features `[M, D]` of texts, float32; those beyond its length are cut."""
+    def embed(self, texts: Sequence[str], truncate: bool = True) -> Tensor:
+        """Features `[M, D]` of texts, float32; those beyond its length are cut, `prepare` has refused them otherwise."""
         if not texts:
             return torch.zeros(0, self.feature_size, device=self._device)
         found = self.encoder.encode(
