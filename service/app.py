@@ -13,6 +13,7 @@ import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ltdi import Bundle, LtDiError, library_version
 from service.encode import Cache
 from service.metrics import Metrics
 from service.models import Models
+from service.openapi import document
 from service.problems import Problem, framework_problem, located, problem_of, problem_response
 from service.routes import router
 from service.settings import Settings
@@ -90,6 +92,7 @@ def create_app(settings: Settings | None = None, bundles: list[Bundle] | None = 
     )
     app.state.service = state
     app.include_router(router)
+    app.openapi = cache(lambda: document(app))
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(LtDiError, _on_library_error)
     app.add_exception_handler(WorkerDead, _on_dead_worker)

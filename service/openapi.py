@@ -13,6 +13,8 @@ from pydantic.json_schema import models_json_schema
 
 from service.documents import NAMED
 
+REQUEST_ID = {"X-Request-Id": {"schema": {"type": "string"}, "required": True, "description": "the caller's, or made"}}
+
 
 def document(app: FastAPI) -> dict[str, Any]:
     """The document of the app, with the schemas that routes refer to by name and without the framework's own errors."""
@@ -21,12 +23,13 @@ def document(app: FastAPI) -> dict[str, Any]:
         [(model, "validation") for model in NAMED], ref_template="#/components/schemas/{model}"
     )
     made["components"] = {"schemas": dict(sorted(named["$defs"].items()))}
-    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
     for path in made["paths"].values():
         for operation in path.values():
-            answer = operation["responses"].get("422")
-            if answer is not None and "application/problem+json" not in answer["content"]:
-                answer["content"], answer["description"] = problem, "Understood but impossible"
+            answers = operation["responses"]
+            if "application/problem+json" not in answers.get("422", {}).get("content", {}):
+                answers.pop("422", None)  # the framework's own, for parameters that no text can make invalid
+            for answer in answers.values():
+                answer["headers"] = REQUEST_ID | answer.get("headers", {})
     return made
 
 
