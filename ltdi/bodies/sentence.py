@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ltdi.errors import BodyMissing, InvalidText, UnsupportedInput
+from ltdi.support import encodable
 from ltdi.torchvision_ops import declare_missing
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class SentenceBody(nn.Module):
         for i, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise InvalidText(f"text {text!r:.60} is empty or no string; every text needs a word", field=f"{field}/{i}")
-            if any("\ud800" <= character <= "\udfff" for character in text):
+            if not encodable(text):
                 raise InvalidText("the text holds half a surrogate pair; texts are Unicode", field=f"{field}/{i}")
         if not truncate and (long := self._long(texts)):
             i, length = long[0]
