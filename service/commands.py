@@ -9,6 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app, log_to_stdout
+from service.protocol import MAX_HEAD_BYTES, bounded_protocol
 from service.settings import PREFIX, Settings, flag_of, load_settings
 
 
@@ -53,7 +54,9 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=int(settings.drain_seconds) + 1,
-                h11_max_incomplete_event_size=64 * 2**10,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+                http=bounded_protocol(settings.head_seconds, settings.body_seconds),
+                ws="none",
             )
         )
 

@@ -42,7 +42,8 @@ class Settings(BaseSettings):
     queue_length: int = Field(64, ge=1, description="requests that may wait for the inference thread")
     max_batch: int = Field(64, ge=1, description="waiting requests that are taken together")
     answer_seconds: float = Field(30.0, gt=0, description="from the body's end until work must have begun")
-    body_seconds: float = Field(30.0, gt=0, description="to read one request body")
+    head_seconds: float = Field(10.0, gt=0, description="to read one request's line and headers")
+    body_seconds: float = Field(30.0, gt=0, description="to read one request body, or for a caller to go on taking an answer")
     drain_seconds: float = Field(20.0, ge=0, description="to finish work in hand after SIGTERM")
     cache_items: int = Field(256, ge=0, description="artefacts kept for repeated requests and /artefacts; 0 keeps none")
 
