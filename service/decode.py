@@ -172,8 +172,12 @@ class Decoder:
     def images(self, encoded: Sequence[bytes], bundle: Bundle, where: str) -> Tensor:
         """Encoded images as prepared ones, pixels counted before decoding."""
         self._check_count(len(encoded), where)
+        total, most = 0, self.settings.max_total_pixels
         for i, content in enumerate(encoded):
-            check_image(content, self.settings.max_pixels, f"{where}/{i}")
+            total += check_image(content, self.settings.max_pixels, f"{where}/{i}")
+            if total > most:
+                detail = f"the images up to this one have {total} pixels; at most {most} are decoded in one request"
+                raise Problem("pixels-too-many", detail, f"{where}/{i}")
         return bundle.prepare(list(encoded))
 
     def _check_count(self, count: int, where: str) -> None:
@@ -370,8 +374,8 @@ def rows_by_name(described: Tensor, names: list[str] | None) -> dict[str, Tensor
     return dict(zip(names or [str(i) for i in range(len(rows))], rows, strict=True))
 
 
-def check_image(content: bytes, max_pixels: int, where: str) -> None:
-    """Look at an image's header alone.
+def check_image(content: bytes, max_pixels: int, where: str) -> int:
+    """How many pixels an image has, by its header alone.
 
     Raises:
         Problem: an image type that is not read, or too many pixels.
@@ -394,6 +398,7 @@ def check_image(content: bytes, max_pixels: int, where: str) -> None:
         raise InvalidImage("the image is animated; send one picture of it", field=where)
     if pixels > max_pixels:
         raise Problem("pixels-too-many", f"the image has {pixels} pixels; at most {max_pixels} are decoded", where)
+    return pixels
 
 
 def from_base64(text: str | None, where: str) -> bytes:

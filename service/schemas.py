@@ -192,9 +192,11 @@ class LimitsDocument(BaseModel):
     body_bytes: int
     header_bytes: int
     items: int
-    pixels: int
+    pixels: int = Field(description="of one image")
+    total_pixels: int = Field(description="of all images")
     queue_length: int
     answer_seconds: float
+    head_seconds: float
     body_seconds: float
 
 

@@ -39,6 +39,7 @@ class Settings(BaseSettings):
     max_header_bytes: int = Field(16 * 2**10, ge=1024, le=48 * 2**10, description="bytes of one request's headers")
     max_items: int = Field(12_000, ge=2, description="examples, pool items, inputs or queries in one request")
     max_pixels: int = Field(16_000_000, ge=1, le=16_000_000, description="pixels of one image, read from its header")
+    max_total_pixels: int = Field(400_000_000, ge=1, description="pixels of all images in one request")
     queue_length: int = Field(64, ge=1, description="requests that may wait for the inference thread")
     max_batch: int = Field(64, ge=1, description="waiting requests that are taken together")
     answer_seconds: float = Field(30.0, gt=0, description="from the body's end until work must have begun")

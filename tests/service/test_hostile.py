@@ -333,6 +333,23 @@ def test_a_hostile_body_is_answered_soon_and_with_little_memory(
     assert more < MEGABYTES
 
 
+BAD_HEADS = {
+    "a header of many tensors": SAFETENSORS["a header of many tensors"][0],
+    "a header longer than the file": SAFETENSORS["a header longer than the file"][0],
+    "a name that stands twice": SAFETENSORS["a tensor that stands twice"][0],
+    "a pickle": SAFETENSORS["a pickle"][0],
+}
+
+
+@pytest.mark.parametrize("name", BAD_HEADS)
+def test_a_hostile_head_to_predict_with_is_refused(served: Served, name: str) -> None:
+    head = base64.b64encode(built(BAD_HEADS[name])).decode()
+    started = time.perf_counter()
+    answer = served.http.post("/predict", json={"head": head, "queries": [{"features": A}]})
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:ltdi:file-damaged")
+    assert answer.json()["field"] == "/head" and time.perf_counter() - started < SECONDS
+
+
 UNUSUAL = {
     "CMYK": encoded(Image.new("CMYK", (28, 28)), "JPEG"),
     "16 bits": encoded(Image.new("I;16", (28, 28), 40_000), "PNG"),
