@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from ltdi import Bundle, load_bundle
@@ -50,13 +52,22 @@ def fuzz(url: str, report: Path, *options: str) -> dict:
     return made["test_cases"]
 
 
+def answered(url: str) -> dict[str, int]:
+    """How many requests each route answered with 200."""
+    found = re.findall(r'ltdi_requests_total{code="200",route="([^"]+)"} (\d+)', httpx.get(f"{url}/metrics").text)
+    return {route: int(count) for route, count in found}
+
+
 def test_a_short_run_of_schemathesis_finds_nothing(url: str, tmp_path: Path) -> None:
     cases = fuzz(url, tmp_path / "report.json", "--phases", "examples,fuzzing", "--max-examples", "20", "--seed", "1")
     assert cases["generated"] >= 100 and cases["with_failures"] == cases["errored"] == 0
+    good = answered(url)
+    print(good)
+    assert min(good["/generate-head"], good["/embed"]) >= 1
 
 
 @pytest.mark.slow
 def test_five_thousand_cases_of_schemathesis_find_nothing(url: str, tmp_path: Path) -> None:
     cases = fuzz(url, tmp_path / "report.json", "--max-examples", "900", *os.environ.get("FUZZ_OPTIONS", "").split())
-    print(cases)
+    print(cases, answered(url))
     assert cases["generated"] >= 5000 and cases["with_failures"] == cases["errored"] == 0
