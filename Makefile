@@ -32,6 +32,9 @@ serve: $(VENV)/.installed ## serve the shipped bundles (PORT=8080)
 test: $(VENV)/.installed-dev ## run all tests
 	$(BIN)/pytest
 
+fuzz: $(VENV)/.installed-dev ## hold the running service to its document in 5000 cases and more (FUZZ_OPTIONS='--seed 7')
+	$(BIN)/pytest -s -m slow tests/service/test_fuzz.py
+
 demo: $(VENV)/.installed-dev ## by the running service: ten digits that no training saw, then a text task step by step
 	$(BIN)/python demo/digits.py
 	$(BIN)/python demo/messages.py
@@ -65,4 +68,4 @@ system-deps: ## Debian packages that a bare machine may lack
 clean: ## remove the environment and caches
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache demo/out
 
-.PHONY: help install install-dev serve test test-ray demo bench bench-ray evaluate openapi lint system-deps clean
+.PHONY: help install install-dev serve test test-ray fuzz demo bench bench-ray evaluate openapi lint system-deps clean

@@ -39,7 +39,7 @@ def from_json(kind: type[C], values: Any, where: str = "config") -> C:
 
 def nearest(key: str, known: list[str]) -> str:
     """A hint at the known name that is closest to `key`."""
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(key[:80], known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
 
 

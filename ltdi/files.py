@@ -17,6 +17,7 @@ from torch import Tensor
 from ltdi.errors import DamagedFile
 
 ARCHIVES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+MAX_HEADER_BYTES, MAX_TENSORS = 2**20, 4096  # of a safetensors file: a header costs its reader fifty times its size
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool)
 
 
@@ -71,9 +72,8 @@ def read_safetensors(source: str | Path | bytes, what: str) -> tuple[dict[str, T
     if content[:2] in ARCHIVES and content[8:9] != b"{":  # a header's length can begin with the same bytes
         raise DamagedFile(f"the {what} is a pickle or zip archive, not safetensors; it was not opened")
     try:
+        _, metadata = safetensors_header(content)
         tensors = load(content)
-        length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DamagedFile(f"the {what} is not a whole safetensors file: {error}") from error
     for name, tensor in tensors.items():
@@ -84,16 +84,47 @@ def read_safetensors(source: str | Path | bytes, what: str) -> tuple[dict[str, T
     return tensors, metadata
 
 
+def safetensors_header(content: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a safetensors file says of its tensors, by name, and its metadata; no tensor is read.
+
+    Raises:
+        ValueError: the header is not whole, too long, or no header.
+    """
+    length = int.from_bytes(content[:8], "little")
+    if length > len(content) - 8:
+        raise ValueError(f"it ends before its header of {length} bytes does")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {length} bytes; at most {MAX_HEADER_BYTES} are read")
+    tensors = parse_json(str(content[8 : 8 + length], "utf-8"))
+    if not isinstance(tensors, dict):
+        raise ValueError("its header is no JSON object")
+    metadata = tensors.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata must be an object of strings")
+    if len(tensors) > MAX_TENSORS:
+        raise ValueError(f"it has {len(tensors)} tensors; at most {MAX_TENSORS} are read")
+    return tensors, metadata
+
+
 def parse_json(text: str) -> Any:
     """The value of a JSON text that others wrote.
 
     Raises:
-        ValueError: it is not JSON, or nested too deep to be read.
+        ValueError: it is not JSON, nested too deep to be read, or has a key twice in one object.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
     except RecursionError as error:
         raise ValueError("JSON nested too deep") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys, each of which stands once."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)[:80]!r} stands twice in one object")
+    return made
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ltdi.errors import DamagedFile, InvalidFeatures, InvalidInput
 from ltdi.files import parse_json, read_safetensors, safetensors_bytes, write_bytes
+from ltdi.support import encodable
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -206,7 +207,7 @@ class Head(nn.Module):
 
 def is_text(value: object) -> bool:
     """Whether it is a string that a file can hold: half a surrogate pair cannot be encoded."""
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+    return isinstance(value, str) and encodable(value)
 
 
 def load_head(source: str | Path | bytes) -> Head:

@@ -18,6 +18,7 @@ from ltdi.errors import InvalidImage
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 16_000_000
 MAX_SIDE = 8_000  # an image is padded to a square, so a long thin one costs its side squared
+STRIP = 256  # rows
 
 
 def prepare_images(images: Tensor | np.ndarray | Iterable[Any], size: int) -> Tensor:
@@ -99,12 +100,21 @@ def _check_size(width: int, height: int, field: str) -> None:
 
 
 def _to_grey(image: Image.Image) -> np.ndarray:
+    """Grey, a strip at a time: a small file can hold 16 million pixels, and a colour takes four bytes in each step."""
+    grey = np.empty((image.height, image.width), dtype=np.uint8)
+    for top in range(0, image.height, STRIP):
+        bottom = min(top + STRIP, image.height)
+        grey[top:bottom] = _strip_to_grey(image.crop((0, top, image.width, bottom)))
+    return grey
+
+
+def _strip_to_grey(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I;16"):  # Pillow would clip, not scale
         return (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.array(image.convert("L"))
+    return np.asarray(image.convert("L"))
 
 
 def _border(grey: np.ndarray) -> np.ndarray:

@@ -224,9 +224,18 @@ def _digest(*parts: bytes) -> bytes:
     return hasher.digest()
 
 
+def encodable(text: str) -> bool:
+    """Whether a file can hold it: half a surrogate pair cannot be encoded."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _label(label: object, field: str) -> str:
     if not isinstance(label, str):
         raise InvalidSupport(f"label {label!r} is a {type(label).__name__}; labels are strings", field=field)
-    if any("\ud800" <= character <= "\udfff" for character in label):
+    if not encodable(label):
         raise InvalidSupport(f"label {label!r} holds half a surrogate pair; labels are Unicode text", field=field)
     return label

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from pydantic.fields import FieldInfo
 
 from service.app import create_app, log_to_stdout
+from service.protocol import MAX_HEAD_BYTES, bounded_protocol
 from service.settings import PREFIX, Settings, flag_of, load_settings
 
 LAST_SECONDS = 0.3  # between the last connection that is taken and the first that is closed
@@ -67,12 +68,13 @@ class Server(uvicorn.Server):
                 app,
                 host=settings.host,
                 port=settings.port,
-                http="h11",  # the bound of headers below is h11's
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=int(settings.drain_seconds) + 1,
-                h11_max_incomplete_event_size=64 * 2**10,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+                http=bounded_protocol(settings.head_seconds, settings.body_seconds),
+                ws="none",
             )
         )
 

@@ -6,6 +6,7 @@ import base64
 import binascii
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,6 +21,8 @@ from torch import Tensor
 from ltdi import Bundle, HeadRequest, LtDiError, Options, SupportSet, TaskEmbedding, safetensors_bytes
 from ltdi.config import nearest
 from ltdi.errors import InvalidFeatures, InvalidImage
+from ltdi.files import parse_json as json_value
+from ltdi.files import safetensors_header
 from service import schemas
 from service.multipart import Part, parse_form
 from service.problems import Problem
@@ -28,12 +31,16 @@ from service.settings import Settings
 JSON, MULTIPART, SAFETENSORS = "application/json", "multipart/form-data", "application/vnd.safetensors"
 ONNX = "application/onnx"
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
-OTHER_FORMATS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG"}
+OTHER_FORMATS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG", b"<?xml": "XML"}
+MAX_EXIF = 16  # the reader copies what it has with each further block
 TASK_FORMAT = "ltdi.task"
 TASK_METADATA = (
     "format", "format_version", "labels", "rows", "support_digest", "bundle_digest", "baseline_support_accuracy",
 )  # fmt: skip
 INPUT_TENSORS = ("features", "images")
+TEXTS_OF_JSON = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+MAX_QUOTES, MAX_VALUES = 1_000_000, 2_000_000  # of one JSON body: a number takes ten times its two characters once it is read
 FindBundle = Callable[[str | None], Bundle]
 
 
@@ -93,7 +100,7 @@ class Decoder:
             Problem, InvalidInput: what is wrong, and where.
         """
         if media_type == JSON:
-            fields = schemas.validate(schemas.TaskRequest, parse_json(body))
+            fields = schemas.validate(schemas.TaskRequest, parse_json(body, None, self.settings.max_items))
             return self._from_json(fields)
         if media_type == MULTIPART:
             return self._from_multipart(content_type, body)
@@ -109,7 +116,7 @@ class Decoder:
     def inputs(self, media_type: str, content_type: str, body: bytes) -> tuple[Bundle, Any]:
         """Items to embed: a bundle and what `Bundle.embed` takes."""
         if media_type == JSON:
-            fields = schemas.validate(schemas.EmbedRequest, parse_json(body))
+            fields = schemas.validate(schemas.EmbedRequest, parse_json(body, None, self.settings.max_items))
             return (bundle := self.find(fields.model)), self.items(bundle, fields.inputs, "inputs")
         if media_type == MULTIPART:
             form = read_multipart(content_type, body, self.settings.max_items + 1, ("inputs",))
@@ -122,7 +129,7 @@ class Decoder:
     def prediction(self, media_type: str, content_type: str, body: bytes) -> PredictCall:
         """A head, or its ETag, and queries that are prepared once the bundle is known."""
         if media_type == JSON:
-            fields = schemas.validate(schemas.PredictRequest, parse_json(body))
+            fields = schemas.validate(schemas.PredictRequest, parse_json(body, None, self.settings.max_items))
             head = None if fields.head is None else from_base64(fields.head, "head")
             return PredictCall(fields.artefact, head, fields.model, lambda b: self.items(b, fields.queries, "queries"))
         if media_type == MULTIPART:
@@ -166,8 +173,12 @@ class Decoder:
     def images(self, encoded: Sequence[bytes], bundle: Bundle, where: str) -> Tensor:
         """Encoded images as prepared ones, pixels counted before decoding."""
         self._check_count(len(encoded), where)
+        total, most = 0, self.settings.max_total_pixels
         for i, content in enumerate(encoded):
-            check_image(content, self.settings.max_pixels, f"{where}/{i}")
+            total += check_image(content, self.settings.max_pixels, f"{where}/{i}")
+            if total > most:
+                detail = f"the images up to this one have {total} pixels; at most {most} are decoded in one request"
+                raise Problem("pixels-too-many", detail, f"{where}/{i}")
         return bundle.prepare(list(encoded))
 
     def _check_count(self, count: int, where: str) -> None:
@@ -198,8 +209,8 @@ class Decoder:
         bundle = self._bundle_for(fields)
         labels = []
         for i, name in enumerate(form.filenames("support")):
-            label, slash, _ = name.replace("\\", "/").rpartition("/")
-            if not slash or not label:
+            label, _, _ = name.replace("\\", "/").rpartition("/")
+            if not label or label[0] == "/" or "\0" in name or not {".", ".."}.isdisjoint(label.split("/")):
                 raise Problem(
                     "support-invalid",
                     f"file name {name[:80]!r} names no class; call it LABEL/anything.png",
@@ -209,16 +220,18 @@ class Decoder:
         return self._call(bundle, self.images(form.contents("support"), bundle, "support"), labels, fields)
 
     def _from_safetensors(self, body: bytes) -> HeadCall:
-        tensors, metadata = read_tensors(body)
+        _, metadata = read_header(body)
         if metadata.get("format") == TASK_FORMAT:
             chosen = {key: text for key, text in metadata.items() if key not in TASK_METADATA}
             return self._from_embedding(body, task_fields(chosen)[0])
-        only_known(tensors, (*INPUT_TENSORS, "labels", "descriptions", "unlabelled"))
+        tensors, metadata = read_tensors(body, (*INPUT_TENSORS, "labels", "descriptions", "unlabelled"))
         fields, names = task_fields(without_format(metadata))
         bundle = self._bundle_for(fields)
         for name in ("descriptions", "unlabelled"):
             if name in tensors and not bundle.takes_descriptions:
                 raise Problem("input-unsupported", f"model {bundle.name!r} does not use {name}; leave them out", name)
+            if name in tensors:
+                self._check_count(rows_of(tensors[name]), name)
         labels = tensors.get("labels")
         described = tensors.get("descriptions")
         if labels is None and described is not None and not any(name in tensors for name in INPUT_TENSORS):
@@ -235,7 +248,6 @@ class Decoder:
         pool = None
         if "unlabelled" in tensors:
             pool = bundle.prepare(float_rows(tensors["unlabelled"], "unlabelled"), field="unlabelled")
-            self._check_count(len(pool), "unlabelled")
         return self._call(
             bundle, inputs, [names[r] if names is not None else str(r) for r in rows], fields, unlabelled=pool,
             descriptions=None if described is None else rows_by_name(described, names),
@@ -246,12 +258,12 @@ class Decoder:
         if len(given) != 1:
             raise Problem("request-invalid", "send exactly one of the tensors `features` and `images`", "features")
         value = tensors[given[0]]
-        self._check_count(len(value) if value.ndim else 0, given[0])
+        self._check_count(rows_of(value), given[0])
         if given[0] == "features":
             return bundle.prepare(float_rows(value, "features"))
         if "images" not in bundle.input_kinds:
             raise Problem("input-unsupported", f"model {bundle.name!r} reads no images; send features", "images")
-        if value.dtype != torch.uint8 or value.ndim != 4 or value.shape[1] not in (1, 3):
+        if value.dtype != torch.uint8 or value.ndim != 4 or value.shape[1] not in (1, 3) or 0 in value.shape[2:]:
             raise InvalidImage(
                 f"images are {value.dtype} {list(value.shape)}; send u8 [M, 1, H, W] or [M, 3, H, W]", field="images"
             )
@@ -345,11 +357,16 @@ def feature_rows(rows: Sequence[list[float] | None], size: int, where: str) -> T
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, size)
 
 
+def rows_of(value: Tensor) -> int:
+    """How many rows a tensor has, even where each of them is empty."""
+    return len(value) if value.ndim else 0
+
+
 def float_rows(value: Tensor, where: str) -> Tensor:
     """A tensor of features as float32 `[M, D]`; what is of another rank is left without a column."""
     if value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise InvalidFeatures(f"{where} are {value.dtype}; send f32, f16 or bf16", field=where)
-    return value.float() if value.ndim == 2 else value.float().reshape(len(value) if value.ndim else 1, -1)[:, :0]
+    return value.float() if value.ndim == 2 else torch.zeros(rows_of(value), 0)
 
 
 def rows_by_name(described: Tensor, names: list[str] | None) -> dict[str, Tensor]:
@@ -362,8 +379,8 @@ def rows_by_name(described: Tensor, names: list[str] | None) -> dict[str, Tensor
     return dict(zip(names or [str(i) for i in range(len(rows))], rows, strict=True))
 
 
-def check_image(content: bytes, max_pixels: int, where: str) -> None:
-    """Look at an image's header alone.
+def check_image(content: bytes, max_pixels: int, where: str) -> int:
+    """How many pixels an image has, by its header alone.
 
     Raises:
         Problem: an image type that is not read, or too many pixels.
@@ -372,15 +389,21 @@ def check_image(content: bytes, max_pixels: int, where: str) -> None:
     other = next((kind for magic, kind in OTHER_FORMATS.items() if content.startswith(magic)), None)
     if other is not None:
         raise Problem("image-type-unsupported", f"the image is {other}; send PNG, JPEG or WebP", where)
+    if content.count(b"Exif\0\0") > MAX_EXIF:
+        raise InvalidImage(f"the image has more than {MAX_EXIF} blocks of EXIF; send it without them", field=where)
     try:
         with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
             pixels = image.width * image.height
+            moves = image.format != "MPO" and getattr(image, "is_animated", False)
     except Image.DecompressionBombError as error:
         raise Problem("pixels-too-many", f"the image has more than {max_pixels} pixels", where) from error
     except Exception as error:  # Pillow raises many types for damaged files
         raise InvalidImage("not a readable PNG, JPEG or WebP image", field=where) from error
+    if moves:
+        raise InvalidImage("the image is animated; send one picture of it", field=where)
     if pixels > max_pixels:
         raise Problem("pixels-too-many", f"the image has {pixels} pixels; at most {max_pixels} are decoded", where)
+    return pixels
 
 
 def from_base64(text: str | None, where: str) -> bytes:
@@ -391,12 +414,39 @@ def from_base64(text: str | None, where: str) -> bytes:
         raise Problem("request-invalid", "not base64; send the file's bytes in base64", where) from error
 
 
-def parse_json(body: bytes, where: str | None = None) -> Any:
-    """JSON, or a 400 problem."""
+def parse_json(body: bytes, where: str | None = None, max_items: int = 0) -> Any:
+    """JSON in UTF-8.
+
+    Args:
+        max_items: how many items it may hold; lists, objects and values are counted before they are made.
+
+    Raises:
+        Problem: 400 where it is not JSON, has a key twice or half a surrogate pair; 413 where it holds too much.
+    """
     try:
-        return json.loads(body)
+        _check_amount(body, 1024 + 4 * max_items, where)
+        text = str(body, "utf-8")
+        value = json_value(text)
+        if SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise Problem("body-malformed", "a text holds half a surrogate pair; texts are Unicode", where) from error
     except (ValueError, RecursionError) as error:
-        raise Problem("body-malformed", f"not JSON: {str(error)[:120]}", where) from error
+        raise Problem("body-malformed", f"not JSON: {str(error)[:120]}; send JSON in UTF-8", where) from error
+    return value
+
+
+def _check_amount(body: bytes, max_containers: int, where: str | None) -> None:
+    """Refuse a document that would take many times its size in memory; brackets and commas of texts do not count."""
+    bounds = (b'"', MAX_QUOTES, "quotation marks"), (b"[{", max_containers, "lists and objects"), (b",", MAX_VALUES, "values")
+    for marks, most, what in bounds:
+        if _count(body, marks) > most and (marks == b'"' or _count(TEXTS_OF_JSON.sub(b"", body), marks) > most):
+            detail = f"the JSON holds more than {most} {what}; send less, or the safetensors form"
+            raise Problem("items-too-many", detail, where)
+
+
+def _count(body: bytes, marks: bytes) -> int:
+    return sum(body.count(mark) for mark in marks)
 
 
 @dataclass(frozen=True)
@@ -422,11 +472,13 @@ class Form:
 
 def read_multipart(content_type: str, body: bytes, max_parts: int, fields: tuple[str, ...]) -> Form:
     """The part `request`, and the files of `fields`; any other part is an error."""
-    request: Any = {}
+    request: Any = None
     files = []
     for part in parse_form(body, content_type, max_parts):
         if part.name == "request":
-            request = parse_json(part.content, "request")
+            if request is not None:
+                raise Problem("request-invalid", "the part `request` stands twice; send it once", "request")
+            request = parse_json(part.content, "request", max_parts)
         elif part.name in fields and part.filename is not None:
             files.append(part)
         else:
@@ -436,10 +488,10 @@ def read_multipart(content_type: str, body: bytes, max_parts: int, fields: tuple
                 f"the part {part.name[:80]!r} is unknown; known are 'request', and {known} with a file name",
                 part.name[:80],
             )
-    return Form(request, files)
+    return Form({} if request is None else request, files)
 
 
-def only_known(tensors: Mapping[str, Tensor], known: tuple[str, ...]) -> None:
+def only_known(tensors: Mapping[str, Any], known: tuple[str, ...]) -> None:
     """Refuse a tensor that no request holds, so that a misspelt one is not left out in silence."""
     for name in tensors:
         if name not in known:
@@ -451,17 +503,26 @@ def without_format(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key: text for key, text in metadata.items() if key != "format"}
 
 
-def read_tensors(body: bytes, known: tuple[str, ...] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors body, or a 400 problem; 422 for a tensor that is not among `known`."""
+def read_header(body: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a safetensors body says of its tensors, and its metadata, or a 400 problem."""
     try:
-        tensors = load_safetensors(body)
-        length = int.from_bytes(body[:8], "little")
-        metadata = json.loads(body[8 : 8 + length]).get("__metadata__") or {}
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Problem("body-malformed", f"not a whole safetensors file: {str(error)[:120]}") from error
-    if known is not None:
-        only_known(tensors, known)
-    return tensors, metadata
+        return safetensors_header(body)
+    except ValueError as error:
+        raise _not_safetensors(error) from error
+
+
+def read_tensors(body: bytes, known: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors body, or a 400 problem; 422 for a tensor that is not among `known`."""
+    described, metadata = read_header(body)
+    only_known(described, known)
+    try:
+        return load_safetensors(body), metadata
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise _not_safetensors(error) from error
+
+
+def _not_safetensors(error: Exception) -> Problem:
+    return Problem("body-malformed", f"not a whole safetensors file: {str(error)[:120]}")
 
 
 def task_fields(metadata: Mapping[str, str]) -> tuple[schemas.TaskFields, list[str] | None]:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+from starlette.responses import Response
+
 from service import schemas
 from service.decode import JSON, MULTIPART, ONNX, SAFETENSORS
 from service.problems import MEDIA_TYPE
 
+STROKE = (
+    "iVBORw0KGgoAAAANSUhEUgAAABwAAAAcAQAAAABaduI5AAAAHElEQVR42mP8z8DwkYmBgYEBmfiLyqUdwYzMBQCPLQMoQ1GHKQAAAABJRU5ErkJggg=="
+)
+RING = (
+    "iVBORw0KGgoAAAANSUhEUgAAABwAAAAcAQAAAABaduI5AAAASklEQVR42mP8z8DwkYmBgYEBO/GxgYHh/wH5D0wM5wsYGP7bP//A9N+B"
+    "ByLL+If513es2pgafkFZjAe+MDAxBKyAmWKQwMCIy0oAEPIYZZK9qcIAAAAASUVORK5CYII="
+)
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 EXAMPLE = {
     "model": "omniglot",
     "seed": 0,
     "support": [
-        {"label": "cat", "image": "iVBORw0KGgo..."},
-        {"label": "dog", "image": "iVBORw0KGgo..."},
+        {"label": "stroke", "image": STROKE},
+        {"label": "ring", "image": RING},
     ],
 }
 TEXT_EXAMPLE = {
@@ -45,13 +54,21 @@ MEANINGS = {
 }
 
 
+RETRY_AFTER = {"Retry-After": {"schema": {"type": "integer"}, "required": True, "description": "seconds"}}
+
+
+def _headers(*names: str) -> dict[str, Any]:
+    """Headers that every such answer has."""
+    return {name: {"schema": {"type": "string"}, "required": True} for name in names}
+
+
 def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     reference = {"$ref": "#/components/schemas/ProblemDocument"}
     found: dict[int | str, dict[str, Any]] = {}
     for code in codes:
         found[code] = {"description": MEANINGS[code], "content": {MEDIA_TYPE: {"schema": reference}}}
         if code in (429, 503):
-            found[code]["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}}
+            found[code]["headers"] = RETRY_AFTER
     return found
 
 
@@ -76,7 +93,7 @@ def _body(schema: str, example: Any, files: dict[str, Any], tensors: str) -> dic
     request = {"request": {"type": "string", "description": "the JSON form without what the files hold"}}
     content = {
         JSON: {"schema": {"$ref": f"#/components/schemas/{schema}"}, "examples": _examples(example)},
-        MULTIPART: {"schema": {"type": "object", "properties": request | files}},
+        MULTIPART: {"schema": {"type": "object", "properties": request | files, "additionalProperties": False}},
         SAFETENSORS: {"schema": BINARY["schema"] | {"description": tensors}},
     }
     return {"requestBody": {"required": True, "content": content}}
@@ -86,13 +103,10 @@ TENSORS = (
     "`features [M, D]` (f32, f16, bf16) or `images [M, C, H, W]` (u8); for tasks `labels [M]` (i64), and where the model uses "
     "them `descriptions [N, D]` and `unlabelled [U, D]`; the other keys of JSON as metadata"
 )
-ARTEFACT_HEADERS = {
+ARTEFACT_HEADERS = _headers("ETag", "Server-Timing", "LtDi-Method", "LtDi-Bundle", "LtDi-Cache", "Vary") | {
     name: {"schema": {"type": "string"}}
-    for name in (
-        "ETag", "Server-Timing", "X-Request-Id", "LtDi-Method", "LtDi-Support-Accuracy",
-        "LtDi-Baseline-Support-Accuracy", "LtDi-Bundle", "LtDi-Cache", "LtDi-Truncated",
-    )
-}  # fmt: skip
+    for name in ("LtDi-Support-Accuracy", "LtDi-Baseline-Support-Accuracy", "LtDi-Truncated")
+}
 HEAD_ANSWER = {
     "description": "The head",
     "headers": ARTEFACT_HEADERS,
@@ -106,7 +120,8 @@ def _answer(description: str, model: str, *, binary: bool = False) -> dict[str, 
     return {"description": description, "content": ({SAFETENSORS: BINARY} if binary else {}) | content}
 
 
-EMBEDDED = _answer("Features; with `as=task`, a task embedding", "FeaturesDocument", binary=True)
+TIMED = {"headers": _headers("Server-Timing", "LtDi-Bundle")}
+EMBEDDED = _answer("Features; with `as=task`, a task embedding", "FeaturesDocument", binary=True) | TIMED
 EMBEDDED["content"][JSON]["schema"] = {
     "oneOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("FeaturesDocument", "TaskEmbeddingDocument")]
 }
@@ -123,30 +138,41 @@ EMBED = {
     "responses": {200: EMBEDDED} | _problems(*WORK),
     "openapi_extra": _body(
         "EmbedRequest",
-        {"inputs": [{"image": "iVBORw0KGgo..."}]},
+        {"inputs": [{"image": STROKE}]},
         INPUTS | SUPPORT,
         f"{TENSORS}; with `as=task` what `/generate-head` takes",
     ),
 }
 PREDICT = {
-    "responses": {200: _answer("Probabilities", "PredictionDocument")} | _problems(*WORK),
+    "responses": {200: _answer("Probabilities", "PredictionDocument") | TIMED} | _problems(*WORK),
     "openapi_extra": _body(
         "PredictRequest",
-        {"artefact": "the ETag", "queries": [{"image": "iVBORw0KGgo..."}]},
+        {"artefact": "the ETag", "queries": [{"image": STROKE}]},
         QUERIES,
         f"{TENSORS}; `head [B]` (u8), the bytes of a head's file, where no `artefact` is given",
     ),
 }
-ARTEFACT = {"responses": {200: HEAD_ANSWER, 304: {"description": "Unchanged"}} | _problems(401, 404, 406, 429)}
-MODELS = {"responses": {200: _answer("The bundles", "ModelsDocument")} | _problems(401, 429)}
-MODEL = {"responses": {200: _answer("The bundle", "ModelDocument")} | _problems(401, 404, 429)}
+IF_NONE_MATCH = {"name": "If-None-Match", "in": "header", "required": False, "schema": {"type": "string"}}
+UNCHANGED = {"description": "Unchanged", "headers": _headers("ETag")}
+ARTEFACT = {
+    "responses": {200: HEAD_ANSWER, 304: UNCHANGED} | _problems(401, 404, 406, 429, 431, 500),
+    "openapi_extra": {"parameters": [IF_NONE_MATCH]},
+}
+MODELS = {"responses": {200: _answer("The bundles", "ModelsDocument")} | _problems(401, 429, 431, 500)}
+MODEL = {"responses": {200: _answer("The bundle", "ModelDocument")} | _problems(401, 404, 429, 431, 500)}
 BODY = {
-    "responses": {200: {"description": "The body's parameters, or its ONNX graph", "content": {SAFETENSORS: BINARY, ONNX: BINARY}}}
-    | _problems(401, 404, 406, 422, 429, 503)
+    "response_class": Response,
+    "responses": {
+        200: {
+            "description": "The body's parameters, or its ONNX graph", "headers": _headers("ETag"),
+            "content": {SAFETENSORS: BINARY, ONNX: BINARY},
+        }
+    }
+    | _problems(401, 404, 406, 422, 429, 431, 500, 503),
 }
 RELOAD = {
     "responses": {200: _answer("Loaded again", "ReloadDocument")}
-    | _problems(400, 401, 404, 408, 409, 413, 415, 422, 429, 503),
+    | _problems(400, 401, 404, 408, 409, 413, 415, 422, 429, 431, 500, 503),
     "openapi_extra": {
         "requestBody": {"content": {JSON: {"schema": {"$ref": "#/components/schemas/ReloadRequest"}}}},
         "security": [{"key": []}, {"keyHeader": []}],
@@ -155,8 +181,9 @@ RELOAD = {
 HEALTH = {
     "responses": {
         200: _answer("All is well", "HealthDocument"),
-        503: _answer("Not so, with the reasons", "HealthDocument"),
+        503: _answer("Not so, with the reasons", "HealthDocument") | {"headers": RETRY_AFTER},
     }
+    | _problems(431, 500)
 }
 NAMED = (
     schemas.TaskRequest, schemas.EmbedRequest, schemas.PredictRequest, schemas.ProblemDocument, schemas.HeadDocument,

@@ -35,9 +35,7 @@ class _Collector:
 
     def on_part_begin(self) -> None:
         if len(self.parts) >= self._max_parts:
-            raise Problem(
-                "items-too-many", f"the form has more than {self._max_parts} parts; send it in several requests"
-            )
+            raise _too_many(self._max_parts)
         self._headers: dict[bytes, bytes] = {}
         self._name, self._value, self._content = b"", b"", bytearray()
 
@@ -82,6 +80,8 @@ def parse_form(body: bytes, content_type: str, max_parts: int) -> list[Part]:
         raise Problem(
             "body-malformed", "the Content-Type of the form names no boundary; let your client set the header"
         )
+    if body.count(b"--" + boundary) > max_parts + 1:
+        raise _too_many(max_parts)
     collector = _Collector(max_parts)
     events = {name: getattr(collector, name) for name in dir(_Collector) if name.startswith("on_")}
     try:
@@ -93,6 +93,10 @@ def parse_form(body: bytes, content_type: str, max_parts: int) -> list[Part]:
     if not collector.ended:
         raise Problem("body-malformed", "the form ends before its last boundary; send the whole body")
     return collector.parts
+
+
+def _too_many(most: int) -> Problem:
+    return Problem("items-too-many", f"the form has more than {most} parts; send it in several requests")
 
 
 def _text(raw: bytes) -> str:

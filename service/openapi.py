@@ -17,6 +17,7 @@ KEYS = {
     "key": {"type": "http", "scheme": "bearer", "description": "where the service has keys"},
     "keyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
+REQUEST_ID = {"X-Request-Id": {"schema": {"type": "string"}, "required": True, "description": "the caller's, or made"}}
 
 
 def document(app: FastAPI) -> dict[str, Any]:
@@ -26,14 +27,15 @@ def document(app: FastAPI) -> dict[str, Any]:
         [(model, "validation") for model in NAMED], ref_template="#/components/schemas/{model}"
     )
     made["components"] = {"schemas": dict(sorted(named["$defs"].items())), "securitySchemes": KEYS}
-    problem = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
     for path in made["paths"].values():
         for operation in path.values():
-            if "401" in operation["responses"]:
+            answers = operation["responses"]
+            if "401" in answers:
                 operation.setdefault("security", [{}, {"key": []}, {"keyHeader": []}])
-            answer = operation["responses"].get("422")
-            if answer is not None and "application/problem+json" not in answer["content"]:
-                answer["content"], answer["description"] = problem, "Understood but impossible"
+            if "application/problem+json" not in answers.get("422", {}).get("content", {}):
+                answers.pop("422", None)  # the framework's own, for parameters that no text can make invalid
+            for answer in answers.values():
+                answer["headers"] = REQUEST_ID | answer.get("headers", {})
     return made
 
 

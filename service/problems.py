@@ -78,6 +78,7 @@ OF_LIBRARY = frozenset(
      "embedder-failed", "embedder-timeout"}
 )  # fmt: skip
 OF_STATUS = {404: "route-unknown", 405: "method-not-allowed", 400: "body-malformed", 422: "request-invalid"}
+MAX_DETAIL, MAX_FIELD = 600, 160  # characters of what a caller sent may stand in both
 RETRY_SECONDS = {429: 1, 503: 5}
 
 
@@ -131,10 +132,15 @@ def problem_body(problem: Problem, request_id: str) -> dict[str, str | int | Non
         "type": f"urn:ltdi:{problem.code}",
         "title": problem.kind.title,
         "status": problem.kind.status,
-        "detail": problem.detail,
-        "field": problem.field,
+        "detail": shortened(problem.detail, MAX_DETAIL),
+        "field": None if problem.field is None else shortened(problem.field, MAX_FIELD),
         "request_id": request_id,
     }
+
+
+def shortened(text: str, most: int) -> str:
+    """The text; one that is too long without its middle, so that value, rule and remedy are left."""
+    return text if len(text) <= most else f"{text[: most // 2 - 2]} ... {text[2 - most // 2 :]}"
 
 
 def problem_response(problem: Problem, request_id: str) -> Response:
@@ -143,7 +149,7 @@ def problem_response(problem: Problem, request_id: str) -> Response:
     headers = dict(problem.headers)
     if status in RETRY_SECONDS:
         headers.setdefault("Retry-After", str(RETRY_SECONDS[status]))
-    content = json.dumps(problem_body(problem, request_id), ensure_ascii=False).encode()
+    content = json.dumps(problem_body(problem, request_id), ensure_ascii=False).encode("utf-8", "backslashreplace")
     return Response(content, status, headers, MEDIA_TYPE)
 
 

@@ -14,6 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from fastapi import APIRouter, Depends, Query, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from torch import Tensor
 
@@ -447,4 +448,6 @@ async def _read_body(request: Request, most: int, seconds: float) -> bytes:
     except TimeoutError as error:
         detail = f"the body did not arrive within {seconds:g} seconds; send it faster, or less of it"
         raise Problem("body-timeout", detail, headers={"Connection": "close"}) from error
+    except ClientDisconnect as error:
+        raise Problem("client-gone", f"the caller left ({CLIENT_GONE}) before the body was whole") from error
     return bytes(received)

@@ -7,9 +7,16 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ltdi.config import nearest
+from ltdi.pipeline import MAX_DRAWS
+from ltdi.refine import MAX_STEPS
 from service.problems import Problem
 
 M = TypeVar("M", bound=BaseModel)
+
+
+def _between(least: int, most: int) -> dict[str, int]:
+    """Bounds for the document; the library checks them, with its own words."""
+    return {"minimum": least, "maximum": most}
 
 
 class Strict(BaseModel):
@@ -46,8 +53,10 @@ class OptionsSpec(Strict):
     fallback: Literal["baseline", "none"] = Field(
         "baseline", description="what comes back where the baseline is better"
     )
-    draws: int = Field(1, description="chains whose results are averaged")
-    refine_steps: int = Field(0, description="gradient steps from the generated weights")
+    draws: int = Field(1, description="chains whose results are averaged", json_schema_extra=_between(1, MAX_DRAWS))
+    refine_steps: int = Field(
+        0, description="gradient steps from the generated weights", json_schema_extra=_between(0, MAX_STEPS)
+    )
     check: bool = Field(True, description="measure accuracy on at most five folds of the support")
     truncate: bool = Field(False, description="shorten texts that are too long; images and features ignore it")
 
@@ -69,7 +78,9 @@ class TaskFields(Strict):
 
     model: str | None = Field(None, description="a name of `/models`; the default model where absent")
     kind: Literal["head", "lora"] = "head"
-    seed: int = Field(0, description="0 <= seed < 2^63; the same seed gives the same bytes")
+    seed: int = Field(
+        0, description="0 <= seed < 2^63; the same seed gives the same bytes", json_schema_extra=_between(0, 2**63 - 1)
+    )
     classes: list[ClassSpec] | None = Field(None, description="the rows of the head; the sorted labels where absent")
     options: OptionsSpec = OptionsSpec()
     base_model_name_or_path: str | None = Field(None, description="for adapters only")
@@ -189,10 +200,12 @@ class LimitsDocument(BaseModel):
     body_bytes: int
     header_bytes: int
     items: int
-    pixels: int
+    pixels: int = Field(description="of one image")
+    total_pixels: int = Field(description="of all images")
     queue_length: int
     key_tries_per_minute: int
     answer_seconds: float
+    head_seconds: float
     body_seconds: float
 
 
@@ -261,8 +274,9 @@ def _problem(kind: type[BaseModel], error: dict[str, Any], where: str) -> Proble
         return Problem("request-invalid", f"{path[-1]!r} is missing; every such object needs it", field)
     if error["type"] in ("model_type", "model_attributes_type"):
         return Problem("request-invalid", f"{path[-1] if path else 'the request'} must be a JSON object", field)
-    given = repr(error["input"])
-    shown = given if len(given) <= 60 else f"a {type(error['input']).__name__}"
+    given = error["input"]
+    small = isinstance(given, float | int | None) or (isinstance(given, str) and len(given) <= 58)
+    shown = repr(given) if small and len(repr(given)) <= 60 else f"a {type(given).__name__}"
     return Problem(
         "request-invalid", f"{path[-1] if path else 'the request'} is {shown}: {error['msg'].lower()}", field
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ltdi.errors import InvalidText
+from ltdi.support import encodable
 
 
 def check_texts(texts: Sequence[str], field: str) -> tuple[str, ...]:
@@ -16,6 +17,6 @@ def check_texts(texts: Sequence[str], field: str) -> tuple[str, ...]:
     for i, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise InvalidText(f"text {text!r:.60} is empty or no string; every text needs a word", field=f"{field}/{i}")
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if not encodable(text):
             raise InvalidText("the text holds half a surrogate pair; texts are Unicode", field=f"{field}/{i}")
     return tuple(texts)

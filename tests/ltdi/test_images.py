@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ltdi.errors import InvalidImage
-from ltdi.images import MAX_PIXELS, MAX_SIDE, prepare_images
+from ltdi.images import MAX_PIXELS, MAX_SIDE, _strip_to_grey, _to_grey, prepare_images
 
 
 @pytest.fixture
@@ -155,3 +155,14 @@ def test_what_is_no_image_is_refused_with_its_place(case: str, ink: np.ndarray) 
 def test_one_image_in_place_of_a_list_is_refused(image: object) -> None:
     with pytest.raises(InvalidImage, match="must be a list or an array of images"):
         prepare_images(image, 28)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_an_image_read_in_strips_is_the_image_read_at_once(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 50, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels[..., 0].astype(np.uint16) << 8) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 3
+    at_once = _strip_to_grey(image)
+    monkeypatch.setattr("ltdi.images.STRIP", 16)
+    assert np.array_equal(_to_grey(image), at_once)

@@ -153,6 +153,13 @@ def test_too_many_items_and_pixels_are_refused(bounded, images, labels) -> None:
     assert (few.status_code, few.json()["type"]) == (413, "urn:ltdi:pixels-too-many")
 
 
+def test_the_pixels_of_a_request_are_counted_together(bounded, images, labels) -> None:
+    http = bounded(max_total_pixels=3000)
+    answer = http.post("/generate-head", json=json_task(images, labels))
+    assert (answer.status_code, answer.json()["type"]) == (413, "urn:ltdi:pixels-too-many")
+    assert (answer.json()["field"], "3136" in answer.json()["detail"]) == ("/support/3", True)
+
+
 def test_a_body_that_does_not_arrive_is_a_timeout(bounded) -> None:
     http = bounded(body_seconds=0.2)
     with socket.create_connection((http.base_url.host, http.base_url.port), timeout=5) as wire:
