@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import base64
 import sys
-from typing import Any
 
 import torch
 import uvicorn
@@ -12,7 +12,12 @@ from fastapi.concurrency import run_in_threadpool
 from safetensors.torch import load
 from starlette.responses import Response
 
-from ltdi import Bundle, load_bundle
+from ltdi import Bundle, HeadRequest, Options, load_bundle
+
+try:
+    import litserve
+except ImportError:
+    litserve = None
 
 SAFETENSORS = "application/vnd.safetensors"
 
@@ -46,31 +51,44 @@ def serve_plain(name: str, port: int) -> None:
     uvicorn.run(plain_app(load_bundle(name, device="cpu")), port=port, log_level="warning", access_log=False)
 
 
-def serve_litserve(name: str, port: int) -> None:
-    """Run the same behind LitServe, its batching on (`pip install litserve`)."""
-    import litserve
+if litserve is not None:
 
-    class Api(litserve.LitAPI):
+    class BatchedApi(litserve.LitAPI):
+        """Batches of what waits; here at module level, because its worker is a process of its own."""
+
         def setup(self, device: str) -> None:
+            """Load the bundle."""
             torch.set_num_threads(1)
-            self.bundle = load_bundle(name, device="cpu")
+            self.bundle = load_bundle(self.bundle_name, device="cpu")
 
-        async def decode_request(self, request: Request) -> Any:
-            return await request.body()
+        def decode_request(self, request: dict) -> dict:
+            """JSON with `features` and `labels`, the form that LitServe hands to its worker."""
+            return request
 
-        def predict(self, inputs: list[bytes]) -> list[bytes]:
-            return [answer(self.bundle, body) for body in inputs]
-
-        def batch(self, inputs: list[bytes]) -> list[bytes]:
+        def batch(self, inputs: list[dict]) -> list[dict]:
+            """As they are."""
             return inputs
 
+        def predict(self, tasks: list[dict]) -> list[bytes]:
+            """All heads of a batch, sampled together."""
+            supports = [self.bundle.support(torch.tensor(t["features"]), [str(i) for i in t["labels"]]) for t in tasks]
+            return [head.to_bytes() for head in self.bundle.generate_many([HeadRequest(s, Options()) for s in supports])]
+
         def unbatch(self, output: list[bytes]) -> list[bytes]:
+            """As they are."""
             return output
 
-        def encode_response(self, output: bytes) -> Response:
-            return Response(output, media_type=SAFETENSORS)
+        def encode_response(self, output: bytes) -> dict[str, str]:
+            """The file as base64."""
+            return {"head": base64.b64encode(output).decode()}
 
-    api = Api(max_batch_size=64, batch_timeout=0.0, api_path="/generate-head")
+
+def serve_litserve(name: str, port: int) -> None:
+    """Run the same behind LitServe, its batching on; `pip install litserve` first."""
+    if litserve is None:
+        raise SystemExit("litserve is not installed")
+    api = BatchedApi(max_batch_size=64, batch_timeout=0.0, api_path="/generate-head")
+    api.bundle_name = name
     litserve.LitServer(api, accelerator="cpu", healthcheck_path="/readyz").run(
         port=port, generate_client_file=False, log_level="warning"
     )

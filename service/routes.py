@@ -29,6 +29,7 @@ from service.metrics import MEDIA_TYPE
 from service.problems import CLIENT_GONE, Problem, framework_problem
 from service.worker import Job
 
+UNWATCHED = 0.02  # seconds before it is watched whether the caller left; most work is done by then
 DRAINING_PAUSE = 0.1  # seconds before a refusal, so that callers who ask again at once do not stand at a closing door
 
 
@@ -61,10 +62,10 @@ async def generate_head(request: Request) -> Response:
 async def _generated(request: Request, call: HeadCall, etag: str, form: str) -> Artefact:
     state, seconds = request.app.state.service, request.state.seconds
     deadline = _deadline(state)
-    job = Job(await _with_features(request, call, deadline), call.bundle, deadline, seconds)
-    head: Head = await _while_connected(request, state.worker.submit(job))
+    work = await _with_features(request, call, deadline)
+    job = Job(work, call.bundle, deadline, lambda head: Artefact.of(head, etag, form), seconds)
+    artefact: Artefact = await _while_connected(request, state.worker.submit(job))
     seconds |= job.seconds
-    artefact = await _encoded(seconds, Artefact.of, head, etag, form)
     _count_artefact(state, call, artefact, seconds)
     return artefact
 
@@ -120,7 +121,9 @@ async def _encoded(seconds: dict[str, float], encode: Callable[..., Any], *argum
 
 
 async def _send(request: Request, artefact: Artefact, hit: bool, truncated: int = 0) -> Response:
-    content = await asyncio.to_thread(artefact.body, milliseconds(_stages(request)))
+    content = artefact.content
+    if artefact.form != SAFETENSORS:
+        content = await asyncio.to_thread(artefact.body, milliseconds(_stages(request)))
     headers = artefact.headers() | {
         "Server-Timing": server_timing(_stages(request)),
         "LtDi-Cache": "hit" if hit else "miss",
@@ -386,7 +389,7 @@ async def _run(request: Request, work: Callable[[], Any], stage: str, deadline: 
         note(stage, time.perf_counter() - started)
         return result
 
-    job = Job(timed, None, _deadline(state) if deadline is None else deadline, seconds)
+    job = Job(timed, None, _deadline(state) if deadline is None else deadline, seconds=seconds)
     result = await _while_connected(request, state.worker.submit(job))
     seconds |= job.seconds
     return result
@@ -394,17 +397,22 @@ async def _run(request: Request, work: Callable[[], Any], stage: str, deadline: 
 
 async def _while_connected(request: Request, work: Any) -> Any:
     """The result of `work`, given up when the caller leaves."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    task = asyncio.ensure_future(work)
+    started = [task]
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task}, timeout=UNWATCHED)
+        if not task.done():
+            started.append(asyncio.ensure_future(_disconnected(request)))
+            await asyncio.wait(started, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         raise Problem("client-gone", f"the caller left ({CLIENT_GONE})")
     finally:
-        for pending in (task, gone):
-            pending.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await pending
+        for pending in started:
+            if not pending.done():
+                pending.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await pending
 
 
 async def _disconnected(request: Request) -> None:

@@ -28,12 +28,14 @@ class Job:
         work: a head to generate, or a function that is told how to report stages.
         bundle: what generates; heads of one bundle are sampled together.
         deadline: `time.monotonic()` after which it is not begun.
+        finish: makes of the head what the job answers, stage `encode`; the head itself where absent.
         seconds: spent by stage, filled while it runs; those of a batch count for each of its jobs.
     """
 
     work: HeadRequest | Work
     bundle: Bundle | None
     deadline: float
+    finish: Callable[[Head], Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     queued_at: float = field(default_factory=time.monotonic)
     future: Future = field(default_factory=Future)
@@ -172,7 +174,7 @@ class Worker:
         assert bundle is not None
         self._on_batch(bundle.name, len(batch))
         if len(batch) == 1:
-            _answer(batch[0], lambda: _heads(bundle, batch)[0])
+            _answer(batch[0], lambda: _finished(batch[0], _heads(bundle, batch)[0]))
             return
         try:
             made = _heads(bundle, batch)
@@ -182,7 +184,7 @@ class Worker:
                 self._generate([job])
             return
         for job, head in zip(batch, made, strict=True):
-            job.future.set_result(head)
+            _answer(job, lambda job=job, head=head: _finished(job, head))
 
     def _abandon(self) -> None:
         """Tell those who still wait that nobody will answer."""
@@ -201,6 +203,16 @@ def _heads(bundle: Bundle, batch: list[Job]) -> list[Head]:
             job.note(stage, seconds)
 
     return bundle.generate_many([job.work for job in batch], on_stage=note)  # type: ignore[misc]
+
+
+def _finished(job: Job, head: Head) -> Any:
+    """What the job answers; here, because handing a head to another thread costs more than writing its file."""
+    if job.finish is None:
+        return head
+    started = time.perf_counter()
+    made = job.finish(head)
+    job.note("encode", time.perf_counter() - started)
+    return made
 
 
 def _begin(job: Job) -> bool:
