@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ SMALLEST_LENGTH = 1e-12  # of a feature that is divided by its length, as in tor
 CONV4_INPUT = "float32 [M, 1, image_size, image_size], ink 1 and paper 0: grey values over 255, paper dark"
 
 
+@cache
 def onnx_installed() -> bool:
     """Whether ONNX files can be written here."""
     return find_spec("onnx") is not None

@@ -163,7 +163,7 @@ class Serving:
             command = [sys.executable, "-m", "ltdi.cli", "serve", "--port", str(self.port)]
             given = {PREFIX + name.upper(): str(value) for name, value in self._settings.items()}
         self.log = tempfile.TemporaryFile()
-        self.process = subprocess.Popen(command, env=os.environ | given, stdout=self.log)
+        self.process = subprocess.Popen(command, env=os.environ | given, stdout=self.log, start_new_session=True)
         while not self._ready():
             if self.process.poll() is not None:
                 raise RuntimeError(f"{' '.join(command)} ended with {self.process.returncode}")
@@ -178,7 +178,9 @@ class Serving:
             return False
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
+        if self._rival is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)  # LitServe's workers outlive a polite end
+        elif self.process.poll() is None:
             self.process.terminate()
         try:
             self.process.wait(timeout=60)

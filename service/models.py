@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,8 @@ class Models:
     def load_all(self) -> None:
         """Load every bundle, the default first."""
         self.reload(self.all)
+        gc.collect()
+        gc.freeze()  # what is loaded stays; looking through it again and again stops everything for a tenth of a second
         if self.remote is not None and not any(model.bundle and model.bundle.body.remote for model in self.all):
             LOG.warning("no bundle takes features of any encoder, so that the embedding endpoint is not used")
 

@@ -29,6 +29,7 @@ from service.metrics import MEDIA_TYPE
 from service.problems import CLIENT_GONE, Problem, framework_problem
 from service.worker import Job
 
+FULL_PAUSE = 0.25  # seconds before a refusal, so that callers who ask again at once leave time for those who are served
 UNWATCHED = 0.02  # seconds before it is watched whether the caller left; most work is done by then
 DRAINING_PAUSE = 0.1  # seconds before a refusal, so that callers who ask again at once do not stand at a closing door
 
@@ -377,6 +378,9 @@ async def _refuse_while_not_ready(state: Any) -> None:
         raise Problem("draining", "the service is shutting down; send the request to another replica")
     if state.live_reasons():
         raise Problem("not-ready", "; ".join(state.live_reasons()))
+    if state.worker.full:  # before the body is read and decoded, which costs as much as the work
+        await asyncio.sleep(FULL_PAUSE)
+        state.worker.refuse_when_full()
 
 
 async def _run(request: Request, work: Callable[[], Any], stage: str, deadline: float | None = None) -> Any:

@@ -126,12 +126,25 @@ class Worker:
         with self._changed:
             if not self.alive or self._stopping:
                 raise WorkerDead("the inference thread has ended")
-            if len(self._waiting) >= self.queue_length:
-                raise Problem(
-                    "queue-full", f"{len(self._waiting)} requests wait, as many as may; send it again in a second"
-                )
+            self.refuse_when_full()
             self._waiting.append(job)
             self._changed.notify()
+
+    @property
+    def full(self) -> bool:
+        """Whether no further job may wait."""
+        return len(self._waiting) >= self.queue_length
+
+    def refuse_when_full(self) -> None:
+        """Nothing, while a job more may wait.
+
+        Raises:
+            Problem: the queue is full.
+        """
+        if self.full:
+            raise Problem(
+                "queue-full", f"{len(self._waiting)} requests wait, as many as may; send it again in a second"
+            )
 
     def _withdraw(self, job: Job) -> bool:
         """Take a job back that has not begun."""
