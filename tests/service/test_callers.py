@@ -18,6 +18,7 @@ import httpx
 import torch
 
 from service.app import JsonLines
+from service.settings import Settings
 from service.worker import Job
 from tests.service.conftest import Running, json_task
 from tests.service.test_worker import Gate, soon
@@ -44,6 +45,33 @@ def test_work_of_a_caller_who_left_is_dropped_and_counted(running: Running, imag
     assert wait_for(lambda: worker.depth == 0)
     gate.release()
     assert wait_for(lambda: 'reason="client_gone"' in running.client.get("/metrics").text)
+
+
+def test_a_full_queue_refuses_before_the_body_is_read_and_takes_who_waits_a_moment(toy, images, labels) -> None:
+    server = Running(Settings(queue_length=1), [toy])
+    gate, worker = Gate(), server.app.state.service.worker
+    gate.hold(worker)
+    worker.put(Job(lambda note: None, None, soon()))
+    try:
+        started = time.monotonic()
+        refused = server.client.post("/generate-head", content=b"no JSON", headers={"Content-Type": "application/json"})
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert time.monotonic() - started > 0.2
+        threading.Timer(0.1, gate.release).start()
+        assert server.client.post("/generate-head", json=json_task(images, labels)).status_code == 200
+    finally:
+        gate.release()
+        server.stop()
+
+
+def test_an_answer_while_the_service_stops_closes_its_connection(running: Running) -> None:
+    state = running.app.state.service
+    assert "close" not in running.client.get("/livez").headers.get("connection", "")
+    state.draining = True
+    try:
+        assert running.client.get("/livez").headers["connection"] == "close"
+    finally:
+        state.draining = False
 
 
 def test_requests_that_come_while_the_service_stops_are_503(running: Running, images, labels) -> None:
