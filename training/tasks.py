@@ -122,7 +122,7 @@ class Mixture:
         polluted: share of tasks whose pool holds items of other classes too, a third as many.
         uneven: share of tasks that lose 40 % of their examples at random.
         queries: of a task.
-        centre: whether features are taken less the mean of the task's items.
+        centre: whether features are taken less a mean of the task (`TaskItems.of`).
     """
 
     shots: tuple[int, ...] = (0, 1, 1, 2, 3, 5, 5, 10)

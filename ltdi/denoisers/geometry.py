@@ -47,7 +47,7 @@ class GeometryConfig:
         width: of its hidden layer.
         item_width: of the layer that weighs pool items.
         directions: whether the bundle knows the directions of a domain, a matrix `[D, D]`.
-        centre: whether the mean of a task's items is subtracted from its features, for encoders of unknown mean.
+        centre: whether a mean of the task is subtracted from its features (`TaskItems.of`), for encoders of unknown mean.
     """
 
     width: int = 24
