@@ -66,7 +66,7 @@ class State:
         self.admin_keys = Keys(settings.admin_keys_file, "admin_keys_file")
         self.key_tries = Tries(settings.key_tries_per_minute)
         self.traces = Traces(settings.otlp_endpoint) if settings.otlp_endpoint else None
-        self.draining = False
+        self.draining, self._stop_at = False, None
         self.begun, self.answered = 0, 0  # requests
 
     def live_reasons(self) -> list[str]:
@@ -102,10 +102,17 @@ class State:
         failed = self.models.reload(self.models.all if models is None else models)
         return failures + [f"model {model.name!r}: {model.reason}" for model in failed]
 
+    def leave(self) -> None:
+        """Take no new work from now on; the time to finish what is in hand begins."""
+        if not self.draining:
+            self.draining = True
+            self._stop_at = time.monotonic() + self.settings.leave_seconds + self.settings.drain_seconds
+
     async def drain(self) -> None:
-        """Finish the work in hand, for `drain_seconds` at most."""
-        self.draining = True
-        await asyncio.to_thread(self.worker.stop, self.settings.drain_seconds)
+        """Finish the work in hand, until `drain_seconds` after it left."""
+        self.leave()
+        left = 0.0 if self._stop_at is None else self._stop_at - time.monotonic()
+        await asyncio.to_thread(self.worker.stop, max(left, 0.0))
         if self.models.remote is not None:
             self.models.remote.close()
         if self.traces is not None:
@@ -209,7 +216,7 @@ class Envelope:
             metrics.in_flight.dec()
             self.state.answered += bool(status)
             more = {} if span is None else {"trace_id": trace_id(span)}
-            self._count(scope, status, time.perf_counter() - started, timing, {"request_id": identifier} | more)
+            self._count(scope, status, time.perf_counter() - started, dict(timing), {"request_id": identifier} | more)
             if traces is not None:
                 traces.end(span, getattr(scope.get("route"), "path", None), status, timing)
 

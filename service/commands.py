@@ -83,7 +83,7 @@ class Server(uvicorn.Server):
 
         In between every answer closes its connection, so that none is closed under a request that is on its way.
         """
-        self._service.draining = True
+        self._service.leave()
         if self._leaves_at is None:
             self._leaves_at = time.monotonic() + self._leave_seconds
         else:

@@ -15,6 +15,7 @@ from ltdi.bodies.remote import RemoteBody
 from ltdi.errors import EmbedderTimeout, InvalidConfig
 from service.problems import Problem
 from service.settings import Settings
+from service.worker import FULL_PAUSE
 
 MAX_KEY_BYTES = 8 * 2**10
 
@@ -73,6 +74,8 @@ class Embedder:
 
     async def of_texts(self, body: RemoteBody, texts: Sequence[str], truncate: bool, deadline: float) -> Tensor:
         """Features `[M, D]`; raises as `of_task` does."""
+        if self._busy >= self._most:
+            await asyncio.sleep(FULL_PAUSE)
         if self._busy >= self._most:
             raise Problem("queue-full", f"{self._busy} requests wait for the embedding endpoint, as many as may")
         self._busy += 1

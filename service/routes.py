@@ -27,9 +27,10 @@ from service.encode import BODY_FORMS, HEAD_FORMS, Artefact, choose_form, etag_o
 from service.keys import check_key
 from service.metrics import MEDIA_TYPE
 from service.problems import CLIENT_GONE, Problem, framework_problem
-from service.worker import Job
+from service.worker import FULL_PAUSE, Job
 
-FULL_PAUSE = 0.25  # seconds before a refusal, so that callers who ask again at once leave time for those who are served
+SMALL_BODY = 64 * 2**10  # bytes that are read and decoded although the queue is full: the answer may be cached
+DISCARD_SECONDS = 1.0  # to read a body that is refused while the service stops
 UNWATCHED = 0.02  # seconds before it is watched whether the caller left; most work is done by then
 DRAINING_PAUSE = 0.1  # seconds before a refusal, so that callers who ask again at once do not stand at a closing door
 
@@ -48,7 +49,7 @@ open_routes = APIRouter()
 async def generate_head(request: Request) -> Response:
     """A task in, a head out."""
     state = request.app.state.service
-    await _refuse_while_not_ready(state)
+    await _refuse_while_not_ready(request)
     form = choose_form(request.headers.get("accept", ""), HEAD_FORMS)
     call: HeadCall = await _decoded(request, lambda decoder: decoder.head_call)
     etag = etag_of(call, form)
@@ -65,7 +66,7 @@ async def _generated(request: Request, call: HeadCall, etag: str, form: str) -> 
     deadline = _deadline(state)
     work = await _with_features(request, call, deadline)
     job = Job(work, call.bundle, deadline, lambda head: Artefact.of(head, etag, form), seconds)
-    artefact: Artefact = await _while_connected(request, state.worker.submit(job))
+    artefact: Artefact = await _submitted(request, job)
     seconds |= job.seconds
     _count_artefact(state, call, artefact, seconds)
     return artefact
@@ -155,8 +156,7 @@ def _matches(header: str, etag: str) -> bool:
 @router.post("/embed", **documents.EMBED)
 async def embed(request: Request, kind: str = Query("features", alias="as", pattern="^(features|task)$")) -> Response:
     """Items in, features out; with `as=task`, a task embedding."""
-    state = request.app.state.service
-    await _refuse_while_not_ready(state)
+    await _refuse_while_not_ready(request)
     form = choose_form(request.headers.get("accept", ""))
     return await (_embed_task if kind == "task" else _embed_items)(request, form)
 
@@ -210,7 +210,7 @@ def _json(document: dict[str, Any]) -> bytes:
 async def predict(request: Request) -> Response:
     """A head and queries in, probabilities out."""
     state = request.app.state.service
-    await _refuse_while_not_ready(state)
+    await _refuse_while_not_ready(request)
     choose_form(request.headers.get("accept", ""), (JSON,))
     call: PredictCall = await _decoded(request, lambda decoder: decoder.prediction)
     head = await asyncio.to_thread(_head_of, state, call)
@@ -372,15 +372,34 @@ def _deadline(state: Any) -> float:
     return time.monotonic() + state.settings.answer_seconds
 
 
-async def _refuse_while_not_ready(state: Any) -> None:
+async def _refuse_while_not_ready(request: Request) -> None:
+    """Refuse what cannot be done now, before the body is read where reading and decoding it costs more than the work."""
+    state = request.app.state.service
     if state.draining:
+        await _discard(request)
         await asyncio.sleep(DRAINING_PAUSE)
         raise Problem("draining", "the service is shutting down; send the request to another replica")
     if state.live_reasons():
         raise Problem("not-ready", "; ".join(state.live_reasons()))
-    if state.worker.full:  # before the body is read and decoded, which costs as much as the work
+    if state.worker.full and int(request.headers.get("content-length", "0") or 0) > SMALL_BODY:
         await asyncio.sleep(FULL_PAUSE)
         state.worker.refuse_when_full()
+
+
+async def _discard(request: Request) -> None:
+    """Read a body that nobody looks at, because a connection that is closed with some of it unread is reset."""
+    with suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            async for _ in request.stream():
+                pass
+
+
+async def _submitted(request: Request, job: Job) -> Any:
+    """The result of a job; where the queue is full it waits a moment for room."""
+    worker = request.app.state.service.worker
+    if worker.full:
+        await asyncio.sleep(FULL_PAUSE)
+    return await _while_connected(request, worker.submit(job))
 
 
 async def _run(request: Request, work: Callable[[], Any], stage: str, deadline: float | None = None) -> Any:
@@ -394,7 +413,7 @@ async def _run(request: Request, work: Callable[[], Any], stage: str, deadline: 
         return result
 
     job = Job(timed, None, _deadline(state) if deadline is None else deadline, seconds=seconds)
-    result = await _while_connected(request, state.worker.submit(job))
+    result = await _submitted(request, job)
     seconds |= job.seconds
     return result
 

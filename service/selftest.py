@@ -46,10 +46,13 @@ def self_test(bundle: Bundle, max_batch: int) -> None:
 
 
 def _request(bundle: Bundle, seed: int) -> HeadRequest:
-    ways = bundle.fixed_ways or WAYS
-    pool = _inputs(bundle, ways, seed=seed + TASKS) if bundle.takes_descriptions else None
-    labels = [f"class {i % ways}" for i in range(SHOTS * ways)]
-    support = bundle.support(_inputs(bundle, SHOTS * ways, seed=seed), labels, unlabelled=pool)
+    limits = bundle.limits
+    ways = bundle.fixed_ways or min(WAYS, limits.max_ways)
+    shots = max(1, min(SHOTS, limits.max_shots, limits.max_examples // ways))
+    size = min(ways, limits.max_unlabelled) if bundle.takes_descriptions else 0
+    pool = _inputs(bundle, size, seed=seed + TASKS) if size else None
+    labels = [f"class {i % ways}" for i in range(shots * ways)]
+    support = bundle.support(_inputs(bundle, shots * ways, seed=seed), labels, unlabelled=pool)
     return HeadRequest(support, Options(seed=seed, fallback="none"))
 
 

@@ -16,6 +16,8 @@ import torch
 from ltdi import Bundle, Head, HeadRequest
 from service.problems import Problem
 
+FULL_PAUSE = 0.25  # seconds before a refusal, so that callers who ask again at once leave time for those who are served
+
 OnStage = Callable[[str, float], None]
 Work = Callable[[OnStage], Any]
 

@@ -15,7 +15,8 @@ from tests.docker.conftest import DOCKER, ROOT
 from tests.docker.test_images import steps
 
 FILES = ("compose.yaml", "compose.cuda.yaml")
-SERVICES = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))["services"]
+COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
+SERVICES = COMPOSE["services"]
 CUDA = yaml.safe_load((DOCKER / "compose.cuda.yaml").read_text(encoding="utf-8"))["services"]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
@@ -61,9 +62,11 @@ def test_only_the_proxy_listens_beyond_this_machine() -> None:
 
 def test_the_service_gets_settings_that_exist_and_time_to_drain() -> None:
     service = SERVICES["ltdi"]
-    assert all(name.startswith(PREFIX) for name in service["environment"])
-    settings = Settings(**{name.removeprefix(PREFIX).lower(): value for name, value in service["environment"].items()})
-    assert int(service["stop_grace_period"].removesuffix("s")) > settings.drain_seconds
+    others = {name: value for name, value in service["environment"].items() if not name.startswith(PREFIX)}
+    assert others == {"FORWARDED_ALLOW_IPS": COMPOSE["networks"]["default"]["ipam"]["config"][0]["subnet"]}
+    given = service["environment"].items() - others.items()
+    settings = Settings(**{name.removeprefix(PREFIX).lower(): value for name, value in given})
+    assert int(service["stop_grace_period"].removesuffix("s")) > settings.leave_seconds + settings.drain_seconds + 2
     assert f":{settings.port}" in service["ports"][0]
 
 

@@ -47,21 +47,39 @@ def test_work_of_a_caller_who_left_is_dropped_and_counted(running: Running, imag
     assert wait_for(lambda: 'reason="client_gone"' in running.client.get("/metrics").text)
 
 
-def test_a_full_queue_refuses_before_the_body_is_read_and_takes_who_waits_a_moment(toy, images, labels) -> None:
+def test_a_full_queue_refuses_large_bodies_unread_and_answers_what_is_cached(toy, images, labels) -> None:
     server = Running(Settings(queue_length=1), [toy])
     gate, worker = Gate(), server.app.state.service.worker
+    task = json_task(images, labels)
+    assert server.client.post("/generate-head", json=task).headers["ltdi-cache"] == "miss"
     gate.hold(worker)
     worker.put(Job(lambda note: None, None, soon()))
     try:
         started = time.monotonic()
-        refused = server.client.post("/generate-head", content=b"no JSON", headers={"Content-Type": "application/json"})
+        no_json = {"content": b" " * 100_000, "headers": {"Content-Type": "application/json"}}
+        refused = server.client.post("/generate-head", **no_json)
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
         assert time.monotonic() - started > 0.2
+        assert server.client.post("/generate-head", json=task).headers["ltdi-cache"] == "hit"
+        assert server.client.post("/generate-head", json=json_task(images, labels, seed=1)).status_code == 429
         threading.Timer(0.1, gate.release).start()
-        assert server.client.post("/generate-head", json=json_task(images, labels)).status_code == 200
+        assert server.client.post("/generate-head", json=json_task(images, labels, seed=2)).status_code == 200
     finally:
         gate.release()
         server.stop()
+
+
+def test_a_large_body_that_comes_while_the_service_stops_is_read_and_refused(running: Running) -> None:
+    state, body = running.app.state.service, b"x" * 8_000_000
+    address = running.client.base_url.host, running.client.base_url.port
+    state.draining = True
+    try:
+        with socket.create_connection(address, timeout=10) as wire:
+            wire.sendall(f"POST /generate-head HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+            answer = b"".join(iter(lambda: wire.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 503") and b"urn:ltdi:draining" in answer
+    finally:
+        state.draining = False
 
 
 def test_an_answer_while_the_service_stops_closes_its_connection(running: Running) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -227,3 +228,13 @@ def test_a_bundle_that_generates_nan_never_becomes_ready(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["toy_paper", "toy_features", "toy_text"])
 def test_every_recipe_passes_its_self_test(name: str, request: pytest.FixtureRequest) -> None:
     self_test(request.getfixturevalue(name), 64)
+
+
+@pytest.mark.parametrize(("name", "limits"), [
+    ("any-embedding", {"max_unlabelled": 0}), ("any-embedding", {"max_ways": 4}),
+    ("omniglot", {"max_shots": 1}), ("omniglot", {"max_examples": 8}),
+])  # fmt: skip
+def test_a_bundle_of_small_limits_passes_its_self_test(name: str, limits: dict[str, int]) -> None:
+    bundle = load_bundle(name, device="cpu")
+    bundle.config = replace(bundle.config, limits=replace(bundle.config.limits, **limits))
+    self_test(bundle, 64)
