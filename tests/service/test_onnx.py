@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 
 import httpx
 import pytest
 import torch
 
 from ltdi import Bundle, load_head
+from ltdi.onnx_files import onnx_installed
 from tests.ltdi.test_onnx_files import CLOSE, facts, run
 from tests.service.conftest import json_task
 
@@ -48,10 +50,17 @@ def test_bodies_have_an_etag_for_each_form(http, toy: Bundle) -> None:
     assert http.get("/models/toy").json()["response_forms"][-1] == "application/onnx"
 
 
-def test_without_the_extra_onnx_is_406_with_the_remedy_and_the_rest_works(
-    http: httpx.Client, images, labels, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "onnx", None)  # what Python does for a module that cannot be imported
+@pytest.fixture
+def no_onnx(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The package `onnx` cannot be imported."""
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    onnx_installed.cache_clear()
+    yield
+    onnx_installed.cache_clear()
+
+
+@pytest.mark.usefixtures("no_onnx")
+def test_without_the_extra_onnx_is_406_with_the_remedy_and_the_rest_works(http: httpx.Client, images, labels) -> None:
     task = json_task(images, labels)
     for refused in (http.post("/generate-head", json=task, headers=ONNX), http.get("/models/toy/body", headers=ONNX)):
         assert (refused.status_code, refused.json()["type"]) == (406, "urn:ltdi:not-acceptable")
