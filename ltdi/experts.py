@@ -38,7 +38,7 @@ class TaskItems:
         names: `[N, D]`, the features of the classes' descriptions; rows of classes without one are not looked at.
         named: `[N]`, boolean: which classes have a description.
         pool: `[U, D]`, items without labels.
-        mean: `[D]`, what was subtracted from all features before they were brought to unit length; None for nothing.
+        mean: `[D]`, what was subtracted from items before they were brought to unit length; None for nothing.
     """
 
     examples: Tensor
@@ -301,9 +301,14 @@ def with_prior(head: Tensor, pool: Tensor) -> Tensor:
 
     Examples and names say nothing of that; a pool does.
     """
-    known = comparable(head[None], pool)[0]
-    shares = class_shares(torch.softmax(logits(known, pool), dim=1))
+    known, shares = shares_under(head, pool)
     return torch.cat([known[:, :-1], (known[:, -1] + (shares * len(shares)).log())[:, None]], dim=1)
+
+
+def shares_under(head: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
+    """A head made comparable, `[N, D + 1]`, and the shares `[N]` of its classes in a pool."""
+    known = comparable(head[None], pool)[0]
+    return known, class_shares(torch.softmax(logits(known, pool), dim=1))
 
 
 def class_shares(answers: Tensor) -> Tensor:

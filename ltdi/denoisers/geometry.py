@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltdi.errors import InvalidConfig
-from ltdi.experts import EXPERTS, TaskItems, all_experts, centred, class_shares, comparable, logits, some_of, uncentre
+from ltdi.experts import EXPERTS, TaskItems, all_experts, centred, comparable, logits, shares_under, some_of, uncentre
 from ltdi.schedule import Schedule
 
 POOL_WEIGHT = 0.3  # of a pool item beside a labelled one, in the curvature
@@ -178,7 +178,7 @@ def _inequality(head: Tensor, pool: Tensor) -> float:
     """How unequal the classes' shares of a pool are, as a head finds them: 0 for equal ones, 1 for one class alone."""
     if not len(pool):
         return 0.0
-    shares = class_shares(torch.softmax(logits(comparable(head[None], pool)[0], pool), dim=1))
+    _, shares = shares_under(head, pool)
     return 1 + float((shares * shares.log()).sum()) / math.log(len(shares))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -17,7 +18,7 @@ from pathlib import Path
 import httpx
 import torch
 
-from service.app import JsonLines
+from service.app import JsonLines, create_app
 from service.settings import Settings
 from service.worker import Job
 from tests.service.conftest import Running, json_task
@@ -80,6 +81,20 @@ def test_a_large_body_that_comes_while_the_service_stops_is_read_and_refused(run
         assert answer.startswith(b"HTTP/1.1 503") and b"urn:ltdi:draining" in answer
     finally:
         state.draining = False
+
+
+def test_stopping_gives_work_in_hand_what_is_left_of_its_time_and_no_more(toy) -> None:
+    state, gate = create_app(Settings(leave_seconds=0, drain_seconds=0.8), [toy]).state.service, Gate()
+    state.worker.start()
+    gate.hold(state.worker)
+    try:
+        state.leave()
+        time.sleep(0.6)
+        started = time.monotonic()
+        asyncio.run(state.drain())
+        assert 0.05 < time.monotonic() - started < 0.6
+    finally:
+        gate.release()
 
 
 def test_an_answer_while_the_service_stops_closes_its_connection(running: Running) -> None:
