@@ -87,11 +87,11 @@ class Page:
         return dict(zip(names, [e.text for e in self.all("#answers .best")], strict=True))
 
     def download(self, selector: str, name: str) -> bytes:
-        """Click and wait for the file."""
+        """Click and wait for the whole file: the browser first makes an empty one of its name, and fills another."""
         file = self.downloads / name
         file.unlink(missing_ok=True)
         self.one(selector).click()
-        self.until(file.exists)
+        self.until(lambda: file.exists() and file.stat().st_size and not [*self.downloads.glob("*.crdownload")])
         return file.read_bytes()
 
     def addresses(self) -> set[str]:
