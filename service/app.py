@@ -39,6 +39,7 @@ from service.traces import Traces, trace_id
 from service.worker import Worker, WorkerDead
 
 LOG = logging.getLogger("ltdi.service")
+LOADING_SECONDS = 10.0  # that a stop waits for the bundle that is being loaded
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 ASGI = Callable[[dict, Callable, Callable], Awaitable[None]]
 
@@ -162,6 +163,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     loading.start()
     yield
     await state.drain()
+    state.models.stopping = True
+    await asyncio.to_thread(loading.join, LOADING_SECONDS)  # a thread that is inside torch at the exit aborts the process
     LOG.info("stopped", extra={"fields": {"begun": state.begun, "answered": state.answered}})
 
 

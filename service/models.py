@@ -75,6 +75,7 @@ class Models:
 
     def __init__(self, settings: Settings, bundles: list[Bundle] | None, metrics: Metrics) -> None:
         self._settings, self._metrics, self._loading = settings, metrics, Lock()
+        self.stopping = False  # nothing further is loaded
         self.all = [Model(b.name, b) for b in bundles] if bundles else [Model(source) for source in settings.bundle]
         self.remote = remote_body(settings)
 
@@ -93,7 +94,7 @@ class Models:
             Those whose new bundle does not serve.
         """
         with self._loading:
-            return [model for model in models if not self._load(model)]
+            return [model for model in models if self.stopping or not self._load(model)]
 
     def _load(self, model: Model) -> bool:
         old = _info(model)

@@ -19,6 +19,7 @@ import httpx
 import torch
 
 from service.app import JsonLines, create_app
+from service.load import Serving
 from service.settings import Settings
 from service.worker import Job
 from tests.service.conftest import Running, json_task
@@ -81,6 +82,14 @@ def test_a_large_body_that_comes_while_the_service_stops_is_read_and_refused(run
         assert answer.startswith(b"HTTP/1.1 503") and b"urn:ltdi:draining" in answer
     finally:
         state.draining = False
+
+
+def test_a_stop_while_bundles_are_loaded_ends_with_exit_code_0() -> None:
+    with Serving(bundle="omniglot,minilm,any-embedding") as server:
+        time.sleep(0.3)  # the first is ready; the others follow
+        server.process.terminate()
+        assert server.process.wait(30) == 0
+        assert server.last_words()["message"] == "stopped"
 
 
 def test_stopping_gives_work_in_hand_what_is_left_of_its_time_and_no_more(toy) -> None:
