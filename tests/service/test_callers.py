@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 import torch
 
 from service.app import JsonLines, create_app
@@ -84,9 +85,10 @@ def test_a_large_body_that_comes_while_the_service_stops_is_read_and_refused(run
         state.draining = False
 
 
-def test_a_stop_while_bundles_are_loaded_ends_with_exit_code_0() -> None:
-    with Serving(bundle="omniglot,minilm,any-embedding") as server:
-        time.sleep(0.3)  # the first is ready; the others follow
+@pytest.mark.parametrize("seconds", [0.3, 0.9, 1.5, 2.0])
+def test_a_stop_while_bundles_are_loaded_ends_with_exit_code_0(seconds: float) -> None:
+    with Serving(bundle="omniglot,minilm,any-embedding", leave_seconds=0) as server:
+        time.sleep(seconds)  # the first is ready; the others follow
         server.process.terminate()
         assert server.process.wait(30) == 0
         assert server.last_words()["message"] == "stopped"
