@@ -9,8 +9,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -43,12 +45,20 @@ def safetensors_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> b
 
     The library's own writer takes metadata in the random order of a hash map, so the header is written here.
     """
-    plain = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    plain = _plain(tensors)
     end = 8 + int.from_bytes(plain[:8], "little")
     header = {"__metadata__": dict(sorted(metadata.items()))} | json.loads(plain[8:end])
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + plain[end:]
+
+
+def _plain(tensors: dict[str, Tensor]) -> bytes:
+    """A safetensors file without metadata; by the library's writer for arrays where it can, which takes a third of the time."""
+    own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if any(tensor.dtype == torch.bfloat16 for tensor in own.values()):
+        return save(own)
+    return save_arrays({name: tensor.numpy() for name, tensor in own.items()})
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -79,9 +89,18 @@ def read_safetensors(source: str | Path | bytes, what: str) -> tuple[dict[str, T
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
             raise DamagedFile(f"tensor {name!r} of the {what} is {tensor.dtype}; known: {', '.join(map(str, DTYPES))}")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise DamagedFile(f"tensor {name!r} of the {what} holds NaN or infinity")
     return tensors, metadata
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no number of it is NaN or infinite; by NumPy where it can, in a third of the time for small ones."""
+    if not tensor.is_floating_point():
+        return True
+    if tensor.device.type != "cpu" or tensor.dtype == torch.bfloat16:
+        return bool(torch.isfinite(tensor).all())
+    return bool(np.isfinite(tensor.detach().numpy()).all())
 
 
 def safetensors_header(content: bytes) -> tuple[dict[str, Any], dict[str, str]]:
@@ -113,7 +132,7 @@ def parse_json(text: str) -> Any:
         ValueError: it is not JSON, nested too deep to be read, or has a key twice in one object.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return DECODER.decode(text)
     except RecursionError as error:
         raise ValueError("JSON nested too deep") from error
 
@@ -125,6 +144,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)[:80]!r} stands twice in one object")
     return made
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -20,6 +20,7 @@ from ltdi.support import encodable
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
+ENCODER = json.JSONEncoder(ensure_ascii=False)
 FORMAT = "ltdi.head"
 FORMAT_VERSION = "1"
 NORMALISATIONS = ("none", "l2", "center_l2")
@@ -186,7 +187,7 @@ class Head(nn.Module):
         facts = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "labels": json.dumps(self.labels, ensure_ascii=False),
+            "labels": ENCODER.encode(self.labels),
             "normalise": self.normalise,
             "activation": "relu" if len(self.layers) > 1 else "none",
             "temperature": repr(self.temperature),

@@ -17,7 +17,7 @@ from ltdi import baselines
 from ltdi.embedding import ClassStatistics, token_size
 from ltdi.errors import DamagedFile, GenerationFailed, InvalidInput, LimitExceeded, UnsupportedInput
 from ltdi.experts import TaskItems
-from ltdi.files import parse_json, read_safetensors
+from ltdi.files import all_finite, parse_json, read_safetensors
 from ltdi.generator import Generator, GeometryGenerator, TaskBatch, draw_noise, generate_weights
 from ltdi.heads import Head, is_text, load_head
 from ltdi.refine import MAX_STEPS, refine
@@ -376,7 +376,7 @@ def _finish(
     method = "generated"
     if option.fallback == "baseline" and accuracy is not None and baseline_accuracy - accuracy > fallback_margin:
         method = "baseline"
-    if not torch.isfinite(weights[0]).all():
+    if not all_finite(weights[0]):
         if option.fallback == "none":
             raise GenerationFailed("the generated weights hold NaN or infinity; use fallback='baseline'")
         method = "baseline"
@@ -507,7 +507,7 @@ def generate_from_embedding(
         weights = generate_weights(generator, batch, noise.unsqueeze(0).to(device))
     with timer.stage("check"):
         method = "generated"
-        if not torch.isfinite(weights).all():
+        if not all_finite(weights):
             if option.fallback == "none":
                 raise GenerationFailed("the generated weights hold NaN or infinity; use fallback='baseline'")
             method = "baseline"

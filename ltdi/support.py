@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ltdi.errors import EmptySupport, InvalidFeatures, InvalidSupport, LimitExceeded, TooFewClasses
+from ltdi.files import all_finite
 
 Items = Tensor | tuple[str, ...]  # images [M, H, W], features [M, D], or texts
 
@@ -103,7 +104,7 @@ class SupportSet:
                     f"class {label!r} has neither an example nor a description; give it at least one", field="support"
                 )
         for name, items in (("support", self.inputs), ("unlabelled", self.unlabelled)):
-            if isinstance(items, Tensor) and items.is_floating_point() and not torch.isfinite(items).all():
+            if isinstance(items, Tensor) and not all_finite(items):
                 raise InvalidFeatures("the features hold NaN or infinity; every number must be finite", field=name)
 
     def _check_limits(self, limits: Limits) -> None:

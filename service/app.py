@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import re
 import sys
 import threading
 import time
-import traceback
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -28,15 +26,18 @@ from ltdi import Bundle, LtDiError, library_version
 from ltdi.errors import EmbedderFailed, InvalidConfig
 from service.embedder import Embedder
 from service.encode import Cache
+from service.faults import fault_fields
+from service.jobs import WorkerDead
 from service.keys import Keys, Tries
 from service.metrics import Metrics
 from service.models import Model, Models
 from service.openapi import document
 from service.problems import Problem, framework_problem, located, problem_of, problem_response
+from service.process import ProcessWorker, processes_work
 from service.routes import open_routes, router
 from service.settings import Settings
 from service.traces import Traces, trace_id
-from service.worker import Worker, WorkerDead
+from service.worker import Worker
 
 LOG = logging.getLogger("ltdi.service")
 LOADING_SECONDS = 10.0  # that a stop waits for the bundle that is being loaded
@@ -53,13 +54,8 @@ class State:
 
     def __init__(self, settings: Settings, bundles: list[Bundle] | None = None) -> None:
         self.settings, self.metrics, self.cache = settings, Metrics(), Cache(settings.cache_items)
-        self.models = Models(settings, bundles, self.metrics)
-        self.worker = Worker(
-            settings.queue_length,
-            settings.max_batch,
-            lambda name, size: self.metrics.batch_size.labels(name).observe(size),
-            lambda error: LOG.critical("inference thread ended", extra={"fields": fault_fields(error)}),
-        )
+        self.worker = self._worker(bundles)
+        self.models = Models(settings, bundles, self.metrics, self.worker)
         self.embedder = Embedder(settings.queue_length)
         self.metrics.watch_queue(lambda: self.worker.depth, settings.queue_length)
         self.metrics.watch_worker(lambda: self.worker.alive)
@@ -70,9 +66,23 @@ class State:
         self.draining, self._stop_at = False, None
         self.begun, self.answered = 0, 0  # requests
 
+    def _worker(self, bundles: list[Bundle] | None) -> Worker | ProcessWorker:
+        """What runs torch; bundles that are here already are run here."""
+        settings = self.settings
+
+        def on_batch(name: str, size: int) -> None:
+            self.metrics.batch_size.labels(name).observe(size)
+
+        def on_death(error: BaseException) -> None:
+            LOG.critical("inference ended", extra={"fields": {"worker": settings.worker} | fault_fields(error)})
+
+        if settings.worker == "process" and not bundles and processes_work():
+            return ProcessWorker(settings, on_batch, on_death)
+        return Worker(settings.queue_length, settings.max_batch, on_batch, on_death)
+
     def live_reasons(self) -> list[str]:
         """Why the process should be restarted; empty when it should not."""
-        return [] if self.worker.alive else ["the inference thread is not running"]
+        return [] if self.worker.alive else ["nothing runs the generator any more: the inference thread or process has ended"]
 
     def ready_reasons(self) -> list[str]:
         """Why no work should be sent; empty when it should."""
@@ -113,7 +123,7 @@ class State:
         """Finish the work in hand, until `drain_seconds` after it left."""
         self.leave()
         left = 0.0 if self._stop_at is None else self._stop_at - time.monotonic()
-        await asyncio.to_thread(self.worker.stop, max(left, 0.0))
+        await self.worker.drain(max(left, 0.0))
         if self.models.remote is not None:
             self.models.remote.close()
         if self.traces is not None:
@@ -247,13 +257,7 @@ def request_id_of(scope: dict) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(text := value.decode("latin-1")):
             return text
-    return uuid.uuid4().hex
-
-
-def fault_fields(error: BaseException) -> dict[str, Any]:
-    """Where an error was raised, for the log; its message is left out, as it may hold a caller's labels."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return {"error": type(error).__name__, "at": [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames[-8:]]}
+    return f"{random.getrandbits(128):032x}"
 
 
 def _answer(request: Request, problem: Problem) -> Response:
@@ -281,7 +285,7 @@ async def _on_library_error(request: Request, error: LtDiError) -> Response:
 
 async def _on_dead_worker(request: Request, error: WorkerDead) -> Response:
     return _answer(
-        request, Problem("not-ready", "the inference thread is not running; the process has to be restarted")
+        request, Problem("not-ready", "nothing runs the generator any more; the service has to be restarted")
     )
 
 

@@ -41,6 +41,7 @@ INPUT_TENSORS = ("features", "images")
 TEXTS_OF_JSON = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 MAX_QUOTES, MAX_VALUES = 1_000_000, 2_000_000  # of one JSON body: a number takes ten times its two characters once it is read
+Header = tuple[dict[str, Any], dict[str, str]]  # of a safetensors file: its tensors by name, and its metadata
 FindBundle = Callable[[str | None], Bundle]
 
 
@@ -220,11 +221,12 @@ class Decoder:
         return self._call(bundle, self.images(form.contents("support"), bundle, "support"), labels, fields)
 
     def _from_safetensors(self, body: bytes) -> HeadCall:
-        _, metadata = read_header(body)
+        header = read_header(body)
+        metadata = header[1]
         if metadata.get("format") == TASK_FORMAT:
             chosen = {key: text for key, text in metadata.items() if key not in TASK_METADATA}
             return self._from_embedding(body, task_fields(chosen)[0])
-        tensors, metadata = read_tensors(body, (*INPUT_TENSORS, "labels", "descriptions", "unlabelled"))
+        tensors, _ = read_tensors(body, (*INPUT_TENSORS, "labels", "descriptions", "unlabelled"), header)
         fields, names = task_fields(without_format(metadata))
         bundle = self._bundle_for(fields)
         for name in ("descriptions", "unlabelled"):
@@ -503,7 +505,7 @@ def without_format(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key: text for key, text in metadata.items() if key != "format"}
 
 
-def read_header(body: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+def read_header(body: bytes) -> Header:
     """What a safetensors body says of its tensors, and its metadata, or a 400 problem."""
     try:
         return safetensors_header(body)
@@ -511,9 +513,9 @@ def read_header(body: bytes) -> tuple[dict[str, Any], dict[str, str]]:
         raise _not_safetensors(error) from error
 
 
-def read_tensors(body: bytes, known: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(body: bytes, known: tuple[str, ...], header: Header | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors body, or a 400 problem; 422 for a tensor that is not among `known`."""
-    described, metadata = read_header(body)
+    described, metadata = header or read_header(body)
     only_known(described, known)
     try:
         return load_safetensors(body), metadata

@@ -13,9 +13,9 @@ from torch import Tensor
 from ltdi import SupportSet
 from ltdi.bodies.remote import RemoteBody
 from ltdi.errors import EmbedderTimeout, InvalidConfig
+from service.jobs import FULL_PAUSE
 from service.problems import Problem
 from service.settings import Settings
-from service.worker import FULL_PAUSE
 
 MAX_KEY_BYTES = 8 * 2**10
 

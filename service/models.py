@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
 
@@ -15,8 +15,9 @@ from service.embedder import remote_body
 from service.encode import HEAD_FORMS, writable
 from service.metrics import Metrics
 from service.problems import Problem
-from service.selftest import self_test
+from service.process import ProcessWorker
 from service.settings import Settings
+from service.worker import Worker
 
 FORMS = ["application/json", "multipart/form-data", "application/vnd.safetensors"]
 RELOAD_FAILED = "the bundle that was loaded before goes on, as the new one failed:"
@@ -36,11 +37,14 @@ class Model:
         self.source, self.name, self._given = source, Path(source).name, given
         self.state, self.reason = "loading", "the bundle is being loaded"
         self.bundle: Bundle | None = None
+        self.device = ""
 
-    def load(self, device: str, max_batch: int, body: RemoteBody | None = None) -> bool:
+    def load(self, device: str, adopt: Callable[[Bundle, str], str], body: RemoteBody | None = None) -> bool:
         """Load, verify and test; a bundle that fails says why, and one that served before goes on.
 
         Args:
+            device: of the bundle here.
+            adopt: proves the bundle where it will run, and says on which device.
             body: stands before a bundle that has none of its own, once it is tested.
 
         Returns:
@@ -50,14 +54,14 @@ class Model:
             bundle = self._given or load_bundle(self.source, device=device)
             if self.bundle is not None and bundle.name != self.name:
                 raise InvalidConfig(f"the bundle is named {bundle.name!r} now; one that replaces another has its name")
-            self_test(bundle, max_batch)
+            running_on = adopt(bundle, self.source)
             if body is not None and bundle.takes_a_body:
                 bundle = bundle.with_body(body)
         except LtDiError as error:
             return self._fail(str(error).replace(self.source, self.name))
         except Exception as error:
             return self._fail(f"it could not be loaded: {type(error).__name__}")
-        self.bundle, self.name, self.state, self.reason = bundle, bundle.name, "ready", None
+        self.bundle, self.name, self.device, self.state, self.reason = bundle, bundle.name, running_on, "ready", None
         LOG.info("bundle ready", extra={"fields": {"model": self.name, "digest": bundle.digest}})
         return True
 
@@ -73,8 +77,10 @@ class Model:
 class Models:
     """All models of a service; the first is the default."""
 
-    def __init__(self, settings: Settings, bundles: list[Bundle] | None, metrics: Metrics) -> None:
-        self._settings, self._metrics, self._loading = settings, metrics, Lock()
+    def __init__(
+        self, settings: Settings, bundles: list[Bundle] | None, metrics: Metrics, worker: Worker | ProcessWorker
+    ) -> None:
+        self._settings, self._metrics, self._worker, self._loading = settings, metrics, worker, Lock()
         self.stopping = False  # nothing further is loaded
         self.all = [Model(b.name, b) for b in bundles] if bundles else [Model(source) for source in settings.bundle]
         self.remote = remote_body(settings)
@@ -83,6 +89,7 @@ class Models:
         """Load every bundle, the default first."""
         self.reload(self.all)
         gc.collect()
+        self._worker.settle()
         gc.freeze()  # what is loaded stays; looking through it again and again stops everything for a tenth of a second
         if self.remote is not None and not any(model.bundle and model.bundle.body.remote for model in self.all):
             LOG.warning("no bundle takes features of any encoder, so that the embedding endpoint is not used")
@@ -98,7 +105,8 @@ class Models:
 
     def _load(self, model: Model) -> bool:
         old = _info(model)
-        loaded = model.load(self._settings.device, self._settings.max_batch, self.remote)
+        device = "cpu" if isinstance(self._worker, ProcessWorker) else self._settings.device
+        loaded = model.load(device, self._worker.adopt, self.remote)
         new = _info(model)
         if new is not None:
             self._metrics.model_info.labels(*new).set(1)
@@ -171,7 +179,7 @@ class Models:
                 "body_seconds": settings.body_seconds,
             },
             "digest": bundle.digest,
-            "device": str(bundle.device),
+            "device": model.device,
             "card": bundle.card,
             "request_forms": FORMS,
             "response_forms": list(writable(HEAD_FORMS)),
@@ -182,7 +190,7 @@ def _info(model: Model) -> tuple[str, ...] | None:
     """Labels of `ltdi_model_info`; None where no bundle serves."""
     if (bundle := model.bundle) is None:
         return None
-    return model.name, library_version(), bundle.digest, "remote" if bundle.body.remote else bundle.config.body.name, str(bundle.device)
+    return model.name, library_version(), bundle.digest, "remote" if bundle.body.remote else bundle.config.body.name, model.device
 
 
 def body_document(bundle: Bundle) -> dict:

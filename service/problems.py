@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 
 from starlette.responses import Response
 
@@ -100,6 +101,10 @@ class Problem(Exception):
 
     def __post_init__(self) -> None:
         super().__init__(self.detail)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it is sent to another process."""
+        return type(self), (self.code, self.detail, self.field, dict(self.headers))
 
     @property
     def kind(self) -> Kind:

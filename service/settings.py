@@ -32,6 +32,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the bundles run")
+    worker: Literal["process", "thread"] = Field(
+        "process", description="what runs torch: a process beside the server's, or a thread in it (less memory, fewer small heads a second)"
+    )
     bundle: Annotated[tuple[str, ...], NoDecode] = Field(
         ("omniglot", "minilm", "any-embedding"), min_length=1, description="shipped names or folders, comma separated; the first is the default"
     )

@@ -20,9 +20,9 @@ import pytest
 import torch
 
 from service.app import JsonLines, create_app
+from service.jobs import Job
 from service.load import Serving
 from service.settings import Settings
-from service.worker import Job
 from tests.service.conftest import Running, json_task
 from tests.service.test_worker import Gate, soon
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from ltdi import Bundle, HeadRequest, Options, TaskEmbedding, UnsupportedInput, safetensors_bytes
+from service.jobs import Job, WorkerDead
 from service.problems import Problem
-from service.worker import Job, Worker, WorkerDead
+from service.worker import Worker
 
 
 @pytest.fixture
