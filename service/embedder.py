@@ -1,4 +1,4 @@
-"""Texts of a request to features by a remote body, while the inference thread does other work."""
+"""Texts of a request to features by a remote body, while the generator does other work."""
 
 from __future__ import annotations
 

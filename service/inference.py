@@ -27,7 +27,7 @@ from service.jobs import Job, work_on
 from service.problems import Problem
 from service.selftest import self_test
 from service.settings import Settings
-from service.wire import Frames, frame, pack, unpack
+from service.wire import Frames, SentError, frame, pack, unpack
 
 KEPT = 2  # bundles of one name: work that was sent before a reload still finds its own
 Bundles = OrderedDict[str, Bundle]
@@ -87,19 +87,19 @@ class Inference:
         self._send(frame(pack(message)))
 
 
-def _outcome(job: Job) -> tuple[Any, BaseException | None]:
+def _outcome(job: Job) -> tuple[Any, SentError | None]:
     error = job.future.exception()
     return (job.future.result(), None) if error is None else (None, portable(error))
 
 
-def portable(error: BaseException) -> BaseException:
-    """An error that can be sent, with the places where it was raised."""
-    error.at = fault_fields(error)["at"]  # type: ignore[attr-defined]
+def portable(error: BaseException) -> SentError:
+    """An error that can be sent; by its name alone where it cannot be."""
+    at = fault_fields(error)["at"]
     try:
         unpack(pack(error))
     except Exception:
-        return RuntimeError(type(error).__name__)
-    return error
+        return SentError(RuntimeError(type(error).__name__), at)
+    return SentError(error, at)
 
 
 def control(orders: socket.socket, bundles: Bundles) -> None:
@@ -138,7 +138,7 @@ def control(orders: socket.socket, bundles: Bundles) -> None:
         pass
 
 
-def _done(order: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any, BaseException | None]:
+def _done(order: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any, SentError | None]:
     try:
         return order(*arguments), None
     except Exception as error:

@@ -106,7 +106,7 @@ def task(ways: int = WAYS, shots: int = 1, size: int = SIZE, seed: int = 0, **me
 
 
 async def load_of(
-    port: int, requests: Sequence[bytes], clients: int, seconds: float, pause: float = 0.0,
+    port: int, requests: Sequence[bytes], clients: int, seconds: float, pause: float = 0.0, rate: float = 0.0,
     until: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Closed load: so many clients, each sending its next request when the last was answered.
@@ -114,13 +114,18 @@ async def load_of(
     Args:
         requests: sent in turn.
         pause: seconds between an answer and the next request.
+        rate: requests a second of all clients together; as many as are answered where it is 0.
         until: ends it early, once no connection can be made any more.
     """
     outcome, started = Outcome(), time.perf_counter()
 
     async def client(number: int) -> None:
         connection, at = Connection(port), number
+        due = started + number / rate if rate else started
         while time.perf_counter() - started < seconds:
+            if rate:
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                due += clients / rate
             sent = time.perf_counter()
             try:
                 status = await connection.call(requests[at % len(requests)])
@@ -193,14 +198,19 @@ class Serving:
         lines = [json.loads(line) for line in self.log.read().splitlines()]
         return next(line for line in reversed(lines) if line["message"] == "stopped")
 
+    def processes(self) -> list[int]:
+        """The server's process, and the one that runs torch for it where there is one."""
+        own = self.process.pid
+        return [own, *map(int, Path(f"/proc/{own}/task/{own}/children").read_text().split())]
+
     def memory(self) -> float:
-        """Resident memory in MiB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return round(int(status.split("VmRSS:")[1].split()[0]) / 1024, 1)
+        """Resident memory of its processes in MiB, what they share counted once."""
+        rolled = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self.processes()]
+        return round(sum(int(text.split("Pss:")[1].split()[0]) for text in rolled) / 1024, 1)
 
     def descriptors(self) -> int:
-        """Open file descriptors."""
-        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
+        """Open file descriptors of its processes."""
+        return sum(1 for pid in self.processes() for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def free_port() -> int:
@@ -326,15 +336,14 @@ def drain(times: int) -> dict[str, Any]:
 
 
 def soak(seconds: float) -> dict[str, Any]:
-    """Half of what it can do, for long: memory and descriptors."""
-    requests = [message("/generate-head", task(shots=1 + n % 5, ways=2 + n % 19, seed=n)) for n in range(64)]
-    with Serving(cache_items=256) as server:
-        full = asyncio.run(load_of(server.port, requests, 8, 5.0)).facts()
-        pause = 8 / full["per_second"]  # eight clients that rest as long as they wait
+    """Half of what it can do, for long: memory and descriptors. The cache is full, and never holds what is asked for."""
+    requests = [message("/generate-head", task(shots=1 + n % 5, ways=2 + n % 19, seed=n)) for n in range(256)]
+    with Serving(cache_items=64) as server:
+        full = asyncio.run(load_of(server.port, requests, 8, 10.0)).facts()
         samples = []
 
         async def watched() -> Outcome:
-            load = asyncio.create_task(load_of(server.port, requests, 8, seconds, pause=pause))
+            load = asyncio.create_task(load_of(server.port, requests, 8, seconds, rate=full["per_second"] / 2))
             while not load.done():
                 samples.append((server.memory(), server.descriptors()))
                 await asyncio.wait({load}, timeout=max(seconds / 60, 1.0))

@@ -34,10 +34,10 @@ class Metrics:
             "model",
         )
         self.rejected = self._counter("requests_rejected", "Requests refused.", "reason")
-        self.queue_depth = self._gauge("queue_depth", "Requests that wait for the inference thread.")
+        self.queue_depth = self._gauge("queue_depth", "Requests that wait for the generator.")
         self.queue_limit = self._gauge("queue_limit", "Requests that may wait.")
         self.in_flight = self._gauge("requests_in_flight", "Requests not yet answered.")
-        self.worker_alive = self._gauge("worker_alive", "1 while the inference thread runs, else 0.")
+        self.worker_alive = self._gauge("worker_alive", "1 while the inference thread or process runs, else 0.")
         self.batch_size = self._histogram("batch_size", "Heads sampled together.", COUNTS, "model")
         self.ways = self._histogram("ways", "Classes of a task.", COUNTS, "kind")
         self.examples = self._histogram("support_examples", "Examples of a task.", COUNTS, "kind")
@@ -56,7 +56,7 @@ class Metrics:
         self.queue_limit.set(limit)
 
     def watch_worker(self, alive: Callable[[], bool]) -> None:
-        """Ask whether the inference thread runs whenever the metrics are read."""
+        """Ask whether the inference thread or process runs whenever the metrics are read."""
         self.worker_alive.set_function(alive)
 
     def observe_stages(self, model: str, seconds: Mapping[str, float]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from ltdi import Bundle
 from service.jobs import Job, OnBatch, Queue, WorkerDead
 from service.settings import Settings
-from service.wire import SIZE, Frames, frame, pack, unpack
+from service.wire import Buffer, Frames, SentError, frame, pack, unpack
 
 ENDED = "the inference process has ended"
 
@@ -56,9 +56,8 @@ class ProcessWorker(Queue):
         )
         theirs.close()
         their_orders.close()
-        self._loop = asyncio.get_running_loop()
-        self._talk = self._loop.create_task(self._listen(jobs))
-        self._jobs = jobs
+        self._loop, self._jobs = asyncio.get_running_loop(), jobs
+        self._connecting = self._loop.create_task(self._loop.create_connection(lambda: Line(self._heard, self._end), sock=jobs))
 
     @property
     def pid(self) -> int:
@@ -103,7 +102,7 @@ class ProcessWorker(Queue):
                 raise WorkerDead(ENDED) from error
         result, error = unpack(answer)
         if error is not None:
-            raise error
+            raise error.arrived()
         return result
 
     def pack(self, work: Any, bundle: Bundle | None) -> bytes:
@@ -136,27 +135,18 @@ class ProcessWorker(Queue):
         return job.future.cancel()
 
     def _write(self, *message: Any) -> None:
-        self._writer.write(frame(pack(message)))
+        transport, _ = self._connecting.result()
+        transport.write(frame(pack(message)))
 
-    async def _listen(self, jobs: socket.socket) -> None:
-        reader, self._writer = await asyncio.open_connection(sock=jobs)
-        try:
-            while True:
-                size = int.from_bytes(await reader.readexactly(SIZE), "little")
-                what, *facts = unpack(await reader.readexactly(size))
-                (self._begun if what == "begun" else self._done)(*facts)
-        except (EOFError, ConnectionError) as error:
-            self._end(error)
-        finally:
-            self._writer.close()
-            self._abandon()
+    def _heard(self, what: str, *facts: Any) -> None:
+        (self._begun if what == "begun" else self._done)(*facts)
 
     def _begun(self, numbers: list[int]) -> None:
         for number in numbers:
             if (job := self._sent.get(number)) is not None:
                 self._waiting.pop(id(job), None)
 
-    def _done(self, answers: list[tuple[int, Any, BaseException | None, dict[str, float]]], batches: list) -> None:
+    def _done(self, answers: list[tuple[int, Any, SentError | None, dict[str, float]]], batches: list) -> None:
         for batch in batches:
             self._on_batch(*batch)
         for number, result, error, seconds in answers:
@@ -170,16 +160,13 @@ class ProcessWorker(Queue):
             if error is None:
                 job.future.set_result(result)
             else:
-                job.future.set_exception(error)
+                job.future.set_exception(error.arrived())
 
-    def _end(self, error: BaseException) -> None:
+    def _end(self, error: Exception | None) -> None:
+        """The process has gone: tell those who still wait that nobody will answer."""
         self._dead = True
         if not self._stopping:
-            self._on_death(error)
-
-    def _abandon(self) -> None:
-        """Tell those who still wait that nobody will answer."""
-        self._dead = True
+            self._on_death(error or EOFError(ENDED))
         for job in self._sent.values():
             if not job.future.done():
                 job.future.set_exception(WorkerDead(ENDED))
@@ -192,8 +179,6 @@ class ProcessWorker(Queue):
         until = self._loop.time() + timeout
         while self._sent and self.alive and self._loop.time() < until:
             await asyncio.sleep(0.01)
-        self._talk.cancel()
-        await asyncio.gather(self._talk, return_exceptions=True)
         await asyncio.to_thread(self.stop)
 
     def stop(self) -> None:
@@ -209,6 +194,28 @@ class ProcessWorker(Queue):
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+class Line(asyncio.Protocol):
+    """The end of the socket over which jobs go and answers come.
+
+    Args:
+        heard: told each answer.
+        ended: told that there will be no more, and the error if there was one.
+    """
+
+    def __init__(self, heard: Callable[..., None], ended: Callable[[Exception | None], None]) -> None:
+        self._heard, self._ended, self._buffer = heard, ended, Buffer()
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes of answers."""
+        self._buffer.add(data)
+        while (content := self._buffer.whole()) is not None:
+            self._heard(*unpack(content))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The process has closed its end."""
+        self._ended(exc)
 
 
 def processes_work() -> bool:

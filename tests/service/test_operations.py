@@ -109,7 +109,7 @@ def test_when_the_inference_thread_dies_everyone_learns_it_within_a_second(toy, 
         assert "ltdi_worker_alive 0.0" in http.get("/metrics").text
     finally:
         server.stop()
-    assert [record.levelname for record in caplog.records if record.message == "inference thread ended"] == ["CRITICAL"]
+    assert [record.levelname for record in caplog.records if record.message == "inference ended"] == ["CRITICAL"]
     assert "secret" not in caplog.text + "".join(capfd.readouterr())
 
 
