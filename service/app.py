@@ -82,7 +82,7 @@ class State:
 
     def live_reasons(self) -> list[str]:
         """Why the process should be restarted; empty when it should not."""
-        return [] if self.worker.alive else ["nothing runs the generator any more: the inference thread or process has ended"]
+        return [] if self.worker.alive else ["the inference thread or process has ended"]
 
     def ready_reasons(self) -> list[str]:
         """Why no work should be sent; empty when it should."""
@@ -104,9 +104,9 @@ class State:
             What failed, and why.
         """
         failures = []
-        for keys in (self.keys, self.admin_keys):
+        for read in (self.keys.read, self.admin_keys.read, self.models.read_embedder_key):
             try:
-                keys.read()
+                read()
             except InvalidConfig as error:
                 LOG.error("keys not read again", extra={"fields": {"reason": str(error)}})
                 failures.append(f"{error}; the keys stay as they were")

@@ -166,9 +166,11 @@ BODY = {
         200: {
             "description": "The body's parameters, or its ONNX graph", "headers": _headers("ETag"),
             "content": {SAFETENSORS: BINARY, ONNX: BINARY},
-        }
+        },
+        304: UNCHANGED,
     }
     | _problems(401, 404, 406, 422, 429, 431, 500, 503),
+    "openapi_extra": {"parameters": [IF_NONE_MATCH]},
 }
 RELOAD = {
     "responses": {200: _answer("Loaded again", "ReloadDocument")}

@@ -32,7 +32,7 @@ def remote_body(settings: Settings) -> RemoteBody | None:
         settings.embedder_url,
         settings.embedder_protocol,
         settings.embedder_model,
-        _key(settings.embedder_key_file),
+        embedder_key(settings.embedder_key_file),
         timeout=settings.embedder_seconds,
         retries=settings.embedder_retries,
         batch=settings.embedder_batch,
@@ -40,7 +40,12 @@ def remote_body(settings: Settings) -> RemoteBody | None:
     )
 
 
-def _key(file: str) -> str:
+def embedder_key(file: str) -> str:
+    """The bearer token that a file holds; none where no file is named.
+
+    Raises:
+        InvalidConfig: it cannot be read, or is empty.
+    """
     if not file:
         return ""
     try:

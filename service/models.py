@@ -11,7 +11,7 @@ from threading import Lock
 from ltdi import Bundle, LtDiError, library_version, load_bundle
 from ltdi.bodies.remote import RemoteBody
 from ltdi.errors import InvalidConfig
-from service.embedder import remote_body
+from service.embedder import embedder_key, remote_body
 from service.encode import HEAD_FORMS, writable
 from service.metrics import Metrics
 from service.problems import Problem
@@ -93,6 +93,15 @@ class Models:
         gc.freeze()  # what is loaded stays; looking through it again and again stops everything for a tenth of a second
         if self.remote is not None and not any(model.bundle and model.bundle.body.remote for model in self.all):
             LOG.warning("no bundle takes features of any encoder, so that the embedding endpoint is not used")
+
+    def read_embedder_key(self) -> None:
+        """Read the embedding endpoint's key again.
+
+        Raises:
+            InvalidConfig: its file cannot be used; the key stays as it was.
+        """
+        if self.remote is not None:
+            self.remote.use_key(embedder_key(self._settings.embedder_key_file))
 
     def reload(self, models: Sequence[Model]) -> list[Model]:
         """Load these, one after the other; each old bundle serves until its new one has proven itself.

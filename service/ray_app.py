@@ -95,6 +95,8 @@ class Replica:
 def build(arguments: dict[str, Any]) -> Application:
     """The application that `serve run` and a Serve config file name.
 
+    A replica is a process already, so torch runs in a thread of it; `worker=process` takes another one beside each.
+
     Args:
         arguments: fields of `Scale` and settings of the service; `LTDI_*` variables of this process count too.
 
@@ -110,5 +112,5 @@ def build(arguments: dict[str, Any]) -> Application:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise InvalidConfig(f"{first['loc'][0]} is {first['input']!r}: {first['msg'].lower()}") from error
-    settings = Settings(**load_settings(flags).model_dump())
+    settings = Settings(**load_settings({"worker": "thread"} | flags).model_dump())
     return serve.deployment(Replica, name="ltdi", **scale.options(settings)).bind(settings)

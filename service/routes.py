@@ -281,12 +281,15 @@ async def body(request: Request, name: str) -> Response:
         "image_size": str(config.image_size),
         "bundle_digest": bundle.digest,
     }
+    etag = f"{bundle.digest}-body" + ("-onnx" if form == ONNX else "")
+    headers = {"ETag": f'"{etag}"', "Vary": "Accept"}
+    if _matches(request.headers.get("if-none-match", ""), etag):
+        return Response(None, 304, headers)
     if form == ONNX:
-        content, etag = await asyncio.to_thread(body_onnx, bundle.body, facts), f"{bundle.digest}-body-onnx"
+        content = await asyncio.to_thread(body_onnx, bundle.body, facts)
     else:
         content = await asyncio.to_thread(safetensors_bytes, dict(bundle.body.state_dict()), facts)
-        etag = f"{bundle.digest}-body"
-    return Response(content, 200, {"ETag": f'"{etag}"', "Vary": "Accept"}, form)
+    return Response(content, 200, headers, form)
 
 
 @open_routes.post("/admin/reload", **documents.RELOAD)

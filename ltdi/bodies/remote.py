@@ -75,12 +75,19 @@ class RemoteBody(nn.Module):
         self.url = endpoint(url, protocol)
         self.protocol, self.model_name, self.feature_size = protocol, model, feature_size
         self.timeout, self.retries, self.batch = timeout, retries, batch
-        self._key = checked_key(key)
         self._size_lock = threading.Lock()
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="ltdi-embedder")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-        self._http = httpx.Client(headers=headers, limits=limits)
+        self._http = httpx.Client(limits=limits)
+        self.use_key(key)
+
+    def use_key(self, key: str) -> None:
+        """Send another bearer token from now on; none where it is empty.
+
+        Raises:
+            InvalidConfig: a key that no header can hold.
+        """
+        self._key = checked_key(key)
 
     @property
     def identity(self) -> str:
@@ -176,7 +183,8 @@ class RemoteBody(nn.Module):
     def _post(self, body: dict[str, Any], until: float, left: float) -> tuple[httpx.Response, bytes]:
         """The response and its content, read while there is time and room for it."""
         content = bytearray()
-        with self._http.stream("POST", self.url, json=body, timeout=left) as answer:
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        with self._http.stream("POST", self.url, json=body, headers=headers, timeout=left) as answer:
             for part in answer.iter_bytes():
                 content += part
                 if time.monotonic() > until:

@@ -258,3 +258,25 @@ def test_the_command_stops_with_the_reason_and_without_a_traceback(tmp_path: Pat
     command = [sys.executable, "-m", "ltdi.cli", "serve", "--port", "0", "--embedder-url", "ftp://h"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0 and "embedder's url" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_reload_reads_the_key_of_the_endpoint_again(toy_features: Bundle, endpoint: Embedder, tmp_path: Path) -> None:
+    key = tmp_path / "embedder"
+    key.write_text("first-key")
+    settings = Settings(embedder_url=endpoint.url, embedder_key_file=str(key))
+    server = Running(settings, [toy_features])
+    try:
+        endpoint.reset()
+        asked = {"inputs": [{"text": "where is my money"}]}
+        assert server.client.post("/embed", json=asked).status_code == 200
+        key.write_text("second-key")
+        assert server.app.state.service.reload() == []
+        assert server.client.post("/embed", json=asked).status_code == 200
+        assert endpoint.keys == ["Bearer first-key", "Bearer second-key"]
+        key.write_text("")
+        (failed,) = server.app.state.service.reload()
+        assert "embedder_key_file" in failed and "stay as they were" in failed
+        assert server.client.post("/embed", json=asked).status_code == 200
+        assert endpoint.keys[-1] == "Bearer second-key"
+    finally:
+        server.stop()

@@ -50,6 +50,14 @@ def test_bodies_have_an_etag_for_each_form(http, toy: Bundle) -> None:
     assert http.get("/models/toy").json()["response_forms"][-1] == "application/onnx"
 
 
+def test_a_body_that_the_caller_has_is_not_sent_again(http: httpx.Client) -> None:
+    for headers in ({}, ONNX):
+        tag = http.get("/models/toy/body", headers=headers).headers["etag"]
+        again = http.get("/models/toy/body", headers=headers | {"If-None-Match": tag})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+        assert http.get("/models/toy/body", headers=headers | {"If-None-Match": '"other"'}).status_code == 200
+
+
 @pytest.fixture
 def no_onnx(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The package `onnx` cannot be imported."""

@@ -28,6 +28,7 @@ from service.process import ProcessWorker, processes_work
 from service.settings import Settings
 from service.wire import Buffer, bundle_of, frame, pack, unpack
 from tests.conftest import make_bundle
+from tests.embedder import embedder
 from tests.service.conftest import Running, json_task
 from tests.service.test_callers import wait_for
 from tests.service.test_worker import of_another_bundle, requests, soon
@@ -277,3 +278,23 @@ def test_a_worker_that_was_stopped_takes_no_job(folder: Path) -> None:
         kept[0].put(Job(Call(os.getpid, ()), None, soon()))
     with pytest.raises(WorkerDead):
         kept[0].adopt(load_bundle(folder, device="cpu"), str(folder))
+
+
+def test_texts_are_embedded_by_the_server_and_their_head_is_made_by_the_process() -> None:
+    with embedder() as endpoint:
+        asked = {"embedder_url": endpoint.url, "embedder_batch": 4}
+        far = Running(Settings(bundle=("any-embedding",), **asked), None)
+        near = Running(Settings(bundle=("any-embedding",), worker="thread", **asked), None)
+        try:
+            classes = [{"label": "refund", "description": "money back"}, {"label": "card", "description": "a lost card"}]
+            log = [{"text": text} for text in ("where is my money", "my card is gone", "a new card please")]
+            task = {"classes": classes, "unlabelled": log}
+            heads = [server.client.post("/generate-head", json=task) for server in (far, near)]
+            assert [head.status_code for head in heads] == [200, 200], heads[0].text
+            assert heads[0].content == heads[1].content and "embed;dur=" in heads[0].headers["server-timing"]
+            endpoint.reset()
+            vectors = [server.client.post("/embed", json={"inputs": log}).content for server in (far, near)]
+            assert vectors[0] == vectors[1] and len(endpoint.calls) == 2
+        finally:
+            far.stop()
+            near.stop()
