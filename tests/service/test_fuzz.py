@@ -11,13 +11,14 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from ltdi import Bundle, load_bundle
+from ltdi import Bundle
 from service.settings import Settings
 from tests.conftest import make_bundle
 from tests.service.conftest import Running
@@ -29,8 +30,11 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def url(tmp_path: Path, toy_features: Bundle) -> Iterator[str]:
     """A server whose default bundle has the name of the document's examples."""
-    bundle = load_bundle(make_bundle(tmp_path / "bundle", name="omniglot"), device="cpu")
-    server = Running(Settings(), [bundle, toy_features])
+    make_bundle(tmp_path / "omniglot", name="omniglot")
+    toy_features.save(tmp_path / toy_features.name)
+    server = Running(Settings(bundle=tuple(str(tmp_path / name) for name in ("omniglot", toy_features.name))), None)
+    while "loading" in server.client.get("/models").text:
+        time.sleep(0.05)
     yield str(server.client.base_url)
     server.stop()
 
