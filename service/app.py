@@ -74,7 +74,8 @@ class State:
             self.metrics.batch_size.labels(name).observe(size)
 
         def on_death(error: BaseException) -> None:
-            LOG.critical("inference ended", extra={"fields": {"worker": settings.worker} | fault_fields(error)})
+            facts = {"worker": settings.worker, "exit_code": getattr(error, "code", None)}
+            LOG.critical("inference ended", extra={"fields": facts | fault_fields(error)})
 
         if settings.worker == "process" and not bundles and processes_work():
             return ProcessWorker(settings, on_batch, on_death)
@@ -116,7 +117,7 @@ class State:
     def leave(self) -> None:
         """Take no new work from now on; the time to finish what is in hand begins."""
         if not self.draining:
-            self.draining = True
+            self.draining = self.models.stopping = True
             self._stop_at = time.monotonic() + self.settings.leave_seconds + self.settings.drain_seconds
 
     async def drain(self) -> None:
@@ -171,11 +172,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         LOG.warning("no keys are configured; every caller may ask", extra={"fields": {"setting": "keys_file"}})
     loading = threading.Thread(target=state.models.load_all, name="loading", daemon=True)
     loading.start()
-    yield
-    await state.drain()
-    state.models.stopping = True
-    await asyncio.to_thread(loading.join, LOADING_SECONDS)  # a thread that is inside torch at the exit aborts the process
-    LOG.info("stopped", extra={"fields": {"begun": state.begun, "answered": state.answered}})
+    try:
+        yield
+    finally:
+        state.models.stopping = True
+        await state.drain()
+        await asyncio.to_thread(loading.join, LOADING_SECONDS)  # a thread that is inside torch at the exit aborts the process
+        LOG.info("stopped", extra={"fields": {"begun": state.begun, "answered": state.answered}})
 
 
 class PageFiles(StaticFiles):

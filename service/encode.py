@@ -9,8 +9,11 @@ from hashlib import sha256
 from threading import Lock
 from typing import Any
 
-from ltdi import Head, load_head
+from torch import Tensor
+
+from ltdi import Bundle, Head, load_head
 from ltdi.onnx_files import REMEDY, head_onnx, onnx_installed
+from ltdi.support import Items
 from service.decode import JSON, ONNX, SAFETENSORS, HeadCall
 from service.problems import Problem
 
@@ -77,6 +80,11 @@ class Artefact:
             if value is not None:
                 headers[name] = f"{value:.4f}"
         return headers
+
+
+def probabilities(head: Head, bundle: Bundle, prepared: Items) -> Tensor:
+    """Calibrated probabilities of prepared items, `[M, N]`."""
+    return head.predict_proba(bundle.embed(prepared))
 
 
 def etag_of(call: HeadCall, form: str) -> str:

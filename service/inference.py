@@ -1,4 +1,4 @@
-"""The process that runs torch: `python -m service.inference JOBS CONTROL`, two sockets that its server hands to it.
+"""The process that runs torch, at two sockets that its server hands to it.
 
 The server sends jobs, and takes back those whose caller left; this process says which it began, and what came of them.
 Over the second socket it is told which bundles to load.
@@ -7,10 +7,9 @@ Over the second socket it is told which bundles to load.
 from __future__ import annotations
 
 import gc
+import json
 import os
-import signal
 import socket
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ import torch
 
 from ltdi import Bundle, load_bundle
 from ltdi.errors import DamagedFile
-from service import encode  # noqa: F401 - what jobs are finished by, before the first of them
+from service import encode  # noqa: F401 - what jobs are finished by, imported before the first of them comes
 from service.embedder import remote_body
 from service.faults import fault_fields
 from service.jobs import Job, work_on
@@ -79,9 +78,18 @@ class Inference:
             self._answer(done, numbers, batches)
 
     def _answer(self, done: Sequence[Job], numbers: dict[int, int], batches: list[tuple[str, int]]) -> None:
-        if done:
-            self._tell("done", [(numbers[id(job)], *_outcome(job), job.seconds) for job in done], batches)
-            batches.clear()
+        if not done:
+            return
+        answers = [(numbers[id(job)], *_outcome(job), job.seconds) for job in done]
+        try:
+            self._tell("done", answers, batches)
+        except Exception as error:  # a result that cannot be packed is its own job's fault
+            if len(done) == 1:
+                self._tell("done", [(numbers[id(done[0])], None, portable(error), done[0].seconds)], batches)
+            else:
+                for job in done:
+                    self._answer([job], numbers, batches)
+        batches.clear()
 
     def _tell(self, *message: Any) -> None:
         self._send(frame(pack(message)))
@@ -104,8 +112,8 @@ def portable(error: BaseException) -> SentError:
 
 def control(orders: socket.socket, bundles: Bundles) -> None:
     """Load bundles as the server orders, until it has gone."""
-    frames, settings = Frames(orders), Settings()
-    names: dict[str, list[str]] = {}
+    frames, settings = Frames(orders), Settings.model_construct()
+    loaded: dict[str, list[str]] = {}  # digests by source
 
     def configure(values: dict[str, Any]) -> None:
         nonlocal settings
@@ -116,12 +124,14 @@ def control(orders: socket.socket, bundles: Bundles) -> None:
         if bundle.digest != digest:
             raise DamagedFile(f"the bundle {bundle.name!r} was changed while it was loaded; load it again")
         self_test(bundle, settings.max_batch)
-        remote = remote_body(settings)
-        bundles[digest] = bundle.with_body(remote) if remote is not None and bundle.takes_a_body else bundle
-        kept = [one for one in names.get(bundle.name, []) if one != digest] + [digest]
+        if settings.embedder_url and bundle.takes_a_body:  # texts are embedded by the server; here they are but named
+            bundle = bundle.with_body(remote_body(settings.model_copy(update={"embedder_key_file": ""})))
+        bundles[digest] = bundle
+        kept = [one for one in loaded.get(source, []) if one != digest] + [digest]
+        loaded[source] = kept[-KEPT:]
         for old in kept[:-KEPT]:
-            bundles.pop(old, None)
-        names[bundle.name] = kept[-KEPT:]
+            if not any(old in others for others in loaded.values()):
+                bundles.pop(old, None)
         return str(bundle.device)
 
     def settle() -> None:
@@ -146,16 +156,21 @@ def _done(order: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any, Sen
 
 
 def main(jobs: int, orders: int, max_batch: int) -> None:
-    """Serve the two sockets; signals are the server's business, whose end is this one's too."""
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, signal.SIG_IGN)
+    """Serve the two sockets; the server's end is this one's too. What nobody expected ends the process."""
     torch.set_num_threads(1)  # batch-invariant arithmetic, and no slower for small chains
     bundles: Bundles = OrderedDict()
-    threading.Thread(target=control, args=(socket.socket(fileno=orders), bundles), daemon=True).start()
-    Inference(socket.socket(fileno=jobs), max_batch, bundles).run()
-    sys.stdout.flush()
-    os._exit(0)  # a thread that is inside torch while the interpreter is taken down aborts the process
+    ordered, inference = socket.socket(fileno=orders), Inference(socket.socket(fileno=jobs), max_batch, bundles)
+    threading.Thread(target=_to_the_end, args=(control, ordered, bundles), daemon=True).start()
+    _to_the_end(inference.run)
 
 
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]))
+def _to_the_end(work: Callable[..., None], *arguments: Any) -> None:
+    """Work, then end the process: a thread that is inside torch while the interpreter is taken down aborts it."""
+    code = 0
+    try:
+        work(*arguments)
+    except BaseException as error:
+        code = 1
+        line = {"level": "critical", "logger": "ltdi.service", "message": "inference ended"} | fault_fields(error)
+        print(json.dumps(line), flush=True)
+    os._exit(code)

@@ -42,7 +42,7 @@ class Call:
         return result
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One piece of work.
 
@@ -55,7 +55,7 @@ class Job:
         seconds: spent by stage, filled while it runs; those of a batch count for each of its jobs.
     """
 
-    work: HeadRequest | Work
+    work: HeadRequest | Work | None
     bundle: Bundle | None
     deadline: float
     finish: Callable[[Head], Any] | None = None

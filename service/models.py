@@ -13,6 +13,7 @@ from ltdi.bodies.remote import RemoteBody
 from ltdi.errors import InvalidConfig
 from service.embedder import embedder_key, remote_body
 from service.encode import HEAD_FORMS, writable
+from service.jobs import WorkerDead
 from service.metrics import Metrics
 from service.problems import Problem
 from service.process import ProcessWorker
@@ -59,18 +60,20 @@ class Model:
                 bundle = bundle.with_body(body)
         except LtDiError as error:
             return self._fail(str(error).replace(self.source, self.name))
+        except WorkerDead as error:
+            return self._fail(str(error), logging.INFO)  # the log has said so already, unless the service is stopping
         except Exception as error:
             return self._fail(f"it could not be loaded: {type(error).__name__}")
         self.bundle, self.name, self.device, self.state, self.reason = bundle, bundle.name, running_on, "ready", None
         LOG.info("bundle ready", extra={"fields": {"model": self.name, "digest": bundle.digest}})
         return True
 
-    def _fail(self, reason: str) -> bool:
+    def _fail(self, reason: str, level: int = logging.ERROR) -> bool:
         if self.bundle is None:
             self.state, self.reason = "failed", reason
         else:
             self.reason = f"{RELOAD_FAILED} {reason}"
-        LOG.error("bundle failed", extra={"fields": {"model": self.name, "state": self.state, "reason": reason}})
+        LOG.log(level, "bundle failed", extra={"fields": {"model": self.name, "state": self.state, "reason": reason}})
         return False
 
 

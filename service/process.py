@@ -13,12 +13,35 @@ from contextlib import suppress
 from threading import Lock
 from typing import Any
 
+import torch
+
 from ltdi import Bundle
 from service.jobs import Job, OnBatch, Queue, WorkerDead
 from service.settings import Settings
 from service.wire import Buffer, Frames, SentError, frame, pack, unpack
 
 ENDED = "the inference process has ended"
+END_SECONDS = 2.0  # for the process to end once its sockets are closed
+LARGE_ANSWER = 256 * 2**10  # bytes that are unpacked in a thread, as they take milliseconds
+BOOTSTRAP = """
+import signal, sys
+for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(name, signal.SIG_IGN)
+sys.path[:] = {path!r}
+from service.inference import main
+main({jobs}, {orders}, {max_batch})
+"""
+
+
+class ProcessDied(WorkerDead):
+    """The process has ended by itself.
+
+    Args:
+        code: its exit status; minus the number of a signal.
+    """
+
+    def __init__(self, code: int | None) -> None:
+        super().__init__(ENDED)
+        self.code = code
 
 
 class ProcessWorker(Queue):
@@ -39,25 +62,34 @@ class ProcessWorker(Queue):
         super().__init__(settings.queue_length)
         self._settings, self._on_batch, self._on_death = settings, on_batch, on_death
         self._numbers = itertools.count()
-        self._sent: dict[int, Job] = {}
-        self._waiting: dict[int, int] = {}  # id of a job: its number
-        self._stopping, self._dead = False, False
+        self._jobs: dict[int, Job] = {}  # by number, until they are answered
+        self._waiting: dict[int, int] = {}  # those that have not begun: id of a job to its number
+        self._unsent: dict[int, bytes] = {}  # what the socket has no room for yet
+        self._stopping = False
         self._process: subprocess.Popen | None = None
         self._ordering = Lock()
 
     def start(self) -> None:
-        """Start the process; it is there, and loads, when the first bundle is adopted."""
+        """Start the process; it is there, and loads, when the first bundle is adopted.
+
+        Raises:
+            RuntimeError: it was started before.
+        """
+        if self._process is not None:
+            raise RuntimeError("a worker is started once")
+        torch.set_num_threads(1)  # here features are but looked at
         jobs, theirs = socket.socketpair()
         self._orders, their_orders = socket.socketpair()
         handed = theirs.fileno(), their_orders.fileno()
+        code = BOOTSTRAP.format(path=sys.path, jobs=handed[0], orders=handed[1], max_batch=self._settings.max_batch)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "service.inference", *map(str, handed), str(self._settings.max_batch)],
-            pass_fds=handed, stdin=subprocess.DEVNULL,
+            [sys.executable, "-P", "-c", code], pass_fds=handed, stdin=subprocess.DEVNULL, process_group=0
         )
         theirs.close()
         their_orders.close()
-        self._loop, self._jobs = asyncio.get_running_loop(), jobs
-        self._connecting = self._loop.create_task(self._loop.create_connection(lambda: Line(self._heard, self._end), sock=jobs))
+        self._loop = asyncio.get_running_loop()
+        self._line = Line(self._heard, self._flush, self._end)
+        self._connecting = self._loop.create_task(self._loop.create_connection(lambda: self._line, sock=jobs))
 
     @property
     def pid(self) -> int:
@@ -68,7 +100,7 @@ class ProcessWorker(Queue):
     @property
     def alive(self) -> bool:
         """Whether the process runs."""
-        return self._process is not None and not self._dead
+        return self._process is not None and not self._line.ended.is_set()
 
     @property
     def depth(self) -> int:
@@ -98,7 +130,7 @@ class ProcessWorker(Queue):
             try:
                 self._orders.sendall(frame(pack(order)))
                 answer = next(Frames(self._orders).take(wait=True))
-            except (EOFError, OSError) as error:
+            except (EOFError, OSError, ValueError) as error:
                 raise WorkerDead(ENDED) from error
         result, error = unpack(answer)
         if error is not None:
@@ -115,42 +147,54 @@ class ProcessWorker(Queue):
         return await super().submit(job)
 
     def put(self, job: Job) -> None:
-        """Send `job` without waiting for it; raises as `Queue.put` does."""
+        """Send `job` as soon as there is room, without waiting for it; raises as `Queue.put` does."""
         if not self.alive or self._stopping:
             raise WorkerDead(ENDED)
         self.refuse_when_full()
         number = next(self._numbers)
         packed = job.packed or self.pack(job.work, job.bundle)
-        self._write(number, packed, job.finish, job.deadline, job.queued_at)
-        self._sent[number] = job
+        self._unsent[number] = frame(pack((number, packed, job.finish, job.deadline, job.queued_at)))
+        job.work, job.packed = None, None  # they would be kept twice
+        self._jobs[number] = job
         self._waiting[id(job)] = number
+        self._flush()
+
+    def _flush(self) -> None:
+        """Write what there is room for."""
+        while self._unsent and self._line.writable:
+            number = next(iter(self._unsent))
+            self._line.write(self._unsent.pop(number))
 
     def _withdraw(self, job: Job) -> bool:
         number = self._waiting.pop(id(job), None)
         if number is None:
             return False
-        self._sent.pop(number, None)
-        if self.alive:
-            self._write(number)
+        self._jobs.pop(number, None)
+        if self._unsent.pop(number, None) is None and self.alive:
+            self._line.write(frame(pack((number,))))
         return job.future.cancel()
 
-    def _write(self, *message: Any) -> None:
-        transport, _ = self._connecting.result()
-        transport.write(frame(pack(message)))
+    def _heard(self, content: bytes) -> None:
+        if len(content) <= LARGE_ANSWER:
+            self._take(unpack(content))
+            return
+        later = self._loop.run_in_executor(None, unpack, content)
+        later.add_done_callback(lambda done: self._take(done.result()))
 
-    def _heard(self, what: str, *facts: Any) -> None:
+    def _take(self, message: tuple[Any, ...]) -> None:
+        what, *facts = message
         (self._begun if what == "begun" else self._done)(*facts)
 
     def _begun(self, numbers: list[int]) -> None:
         for number in numbers:
-            if (job := self._sent.get(number)) is not None:
+            if (job := self._jobs.get(number)) is not None:
                 self._waiting.pop(id(job), None)
 
     def _done(self, answers: list[tuple[int, Any, SentError | None, dict[str, float]]], batches: list) -> None:
         for batch in batches:
             self._on_batch(*batch)
         for number, result, error, seconds in answers:
-            job = self._sent.pop(number, None)
+            job = self._jobs.pop(number, None)
             if job is None:
                 continue
             self._waiting.pop(id(job), None)
@@ -162,36 +206,39 @@ class ProcessWorker(Queue):
             else:
                 job.future.set_exception(error.arrived())
 
-    def _end(self, error: Exception | None) -> None:
+    def _end(self) -> None:
         """The process has gone: tell those who still wait that nobody will answer."""
-        self._dead = True
-        if not self._stopping:
-            self._on_death(error or EOFError(ENDED))
-        for job in self._sent.values():
+        for job in self._jobs.values():
             if not job.future.done():
                 job.future.set_exception(WorkerDead(ENDED))
-        self._sent.clear()
-        self._waiting.clear()
+        for left in (self._jobs, self._waiting, self._unsent):
+            left.clear()
+        if not self._stopping:
+            waiting = self._loop.run_in_executor(None, self._exit_code)
+            waiting.add_done_callback(lambda done: self._on_death(ProcessDied(done.result())))
+
+    def _exit_code(self) -> int | None:
+        assert self._process is not None
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(END_SECONDS)
+        return None
 
     async def drain(self, timeout: float) -> None:
         """Finish what waits, then end the process; it is killed where that takes longer than `timeout` seconds."""
         self._stopping = True
-        until = self._loop.time() + timeout
-        while self._sent and self.alive and self._loop.time() < until:
-            await asyncio.sleep(0.01)
-        await asyncio.to_thread(self.stop)
-
-    def stop(self) -> None:
-        """End the process at once."""
-        for end in (self._orders, self._jobs):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)  # who waits at it learns it
-            end.close()
         if self._process is None:
             return
-        try:
-            self._process.wait(timeout=2.0)
-        except subprocess.TimeoutExpired:
+        until = self._loop.time() + timeout
+        while self._jobs and self.alive and self._loop.time() < until:
+            await asyncio.sleep(0.01)
+        with suppress(OSError):
+            transport, _ = await self._connecting
+            transport.abort()
+            await self._line.ended.wait()
+        with suppress(OSError):
+            self._orders.shutdown(socket.SHUT_RDWR)  # who waits at it learns it
+        self._orders.close()
+        if await asyncio.to_thread(self._exit_code) is None:
             self._process.kill()
             self._process.wait()
 
@@ -200,22 +247,45 @@ class Line(asyncio.Protocol):
     """The end of the socket over which jobs go and answers come.
 
     Args:
-        heard: told each answer.
-        ended: told that there will be no more, and the error if there was one.
+        heard: told each answer, as bytes.
+        room: told that it may be written to again.
+        gone: told that there will be no more answers.
     """
 
-    def __init__(self, heard: Callable[..., None], ended: Callable[[Exception | None], None]) -> None:
-        self._heard, self._ended, self._buffer = heard, ended, Buffer()
+    def __init__(self, heard: Callable[[bytes], None], room: Callable[[], None], gone: Callable[[], None]) -> None:
+        self._heard, self._room, self._gone = heard, room, gone
+        self._buffer, self._transport = Buffer(), None
+        self.writable, self.ended = False, asyncio.Event()
+
+    def write(self, content: bytes) -> None:
+        """Send something; `writable` says whether more is welcome."""
+        self._transport.write(content)
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """It can be written to."""
+        self._transport, self.writable = transport, True
+        self._room()
+
+    def pause_writing(self) -> None:
+        """The process has not read what was sent; more would pile up here."""
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        """There is room again."""
+        self.writable = True
+        self._room()
 
     def data_received(self, data: bytes) -> None:
         """Some bytes of answers."""
         self._buffer.add(data)
         while (content := self._buffer.whole()) is not None:
-            self._heard(*unpack(content))
+            self._heard(content)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The process has closed its end."""
-        self._ended(exc)
+        self.writable = False
+        self.ended.set()
+        self._gone()
 
 
 def processes_work() -> bool:

@@ -115,6 +115,8 @@ class Frames:
 
     def __init__(self, source: socket.socket) -> None:
         self._source, self._buffer = source, Buffer()
+        self._readable = select.poll()
+        self._readable.register(source, select.POLLIN | select.POLLHUP)
 
     def take(self, wait: bool) -> Iterator[bytes]:
         """Those that are there; where `wait` and there is none, the first that comes.
@@ -126,7 +128,7 @@ class Frames:
             while (whole := self._buffer.whole()) is not None:
                 wait = False
                 yield whole
-            if not wait and not select.select([self._source], [], [], 0)[0]:
+            if not wait and not self._readable.poll(0):
                 return
             if not (received := self._source.recv(CHUNK)):
                 raise EOFError("the other end is closed")

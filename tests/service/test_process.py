@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from ltdi import Bundle, HeadRequest, Options, UnsupportedInput, load_bundle, safetensors_bytes
+from service.decode import cheap
 from service.inference import portable
 from service.jobs import Call, Job, WorkerDead
 from service.problems import Problem
@@ -107,7 +108,7 @@ def test_heads_that_wait_together_are_sampled_together_and_one_that_fails_hurts_
         worker._on_batch = lambda name, size: sizes.append(size)
         works = [*requests(bundle, 9), of_another_bundle(bundle)]
         first = asyncio.ensure_future(worker.submit(Job(Call(time.sleep, (0.5,)), None, soon())))
-        assert await settled(lambda: worker._sent and not worker.depth)
+        assert await settled(lambda: worker._jobs and not worker.depth)
         jobs = [worker.submit(Job(work, bundle, soon())) for work in works]
         return await asyncio.gather(first, *jobs, return_exceptions=True)
 
@@ -122,7 +123,7 @@ def test_heads_that_wait_together_are_sampled_together_and_one_that_fails_hurts_
 def test_a_full_queue_a_late_job_and_a_caller_who_left(folder: Path) -> None:
     async def ask(worker: ProcessWorker, bundle: Bundle) -> None:
         busy = asyncio.ensure_future(worker.submit(Job(Call(time.sleep, (0.6,)), None, soon())))
-        assert await settled(lambda: worker.depth == 0 and worker._sent)
+        assert await settled(lambda: worker.depth == 0 and worker._jobs)
         late = asyncio.ensure_future(worker.submit(Job(Call(os.getpid, ()), None, soon(0.1))))
         leaving = asyncio.ensure_future(worker.submit(Job(Call(os.getpid, ()), None, soon())))
         await asyncio.sleep(0)
@@ -201,7 +202,8 @@ def test_when_the_process_is_killed_everyone_learns_it_within_a_second(folder: P
         assert "ltdi_worker_alive 0.0" in http.get("/metrics").text
     finally:
         server.stop()
-    assert [record.levelname for record in caplog.records if record.message == "inference ended"] == ["CRITICAL"]
+    (record,) = [record for record in caplog.records if record.message == "inference ended"]
+    assert record.levelname == "CRITICAL" and record.fields["exit_code"] == -signal.SIGKILL
 
 
 def test_a_bundle_that_changes_between_server_and_process_does_not_serve(folder: Path, tmp_path: Path) -> None:
@@ -298,3 +300,107 @@ def test_texts_are_embedded_by_the_server_and_their_head_is_made_by_the_process(
         finally:
             far.stop()
             near.stop()
+
+
+def test_a_result_that_cannot_be_sent_is_told_and_the_process_goes_on(folder: Path) -> None:
+    async def ask(worker: ProcessWorker, bundle: Bundle) -> None:
+        with pytest.raises(Exception, match="pickle"):
+            await worker.submit(Job(Call(eval, ("lambda: 1",)), None, soon()))
+        assert await worker.submit(Job(Call(os.getpid, ()), None, soon())) == worker.pid
+
+    with_worker(folder, ask)
+
+
+def test_large_answers_come_whole(folder: Path) -> None:
+    async def ask(worker: ProcessWorker, bundle: Bundle) -> None:
+        made = await worker.submit(Job(Call(torch.arange, (500_000,)), None, soon()))
+        assert torch.equal(made, torch.arange(500_000))
+
+    with_worker(folder, ask)
+
+
+def test_what_callers_who_left_had_sent_does_not_pile_up(folder: Path) -> None:
+    async def ask(worker: ProcessWorker, bundle: Bundle) -> None:
+        busy = asyncio.ensure_future(worker.submit(Job(Call(time.sleep, (0.8,)), None, soon())))
+        assert await settled(lambda: worker._jobs and not worker.depth)
+        for _ in range(12):
+            large = Call(len, (torch.zeros(2**20),))
+            jobs = [asyncio.ensure_future(worker.submit(Job(large, None, soon()))) for _ in range(4)]
+            await asyncio.sleep(0)
+            assert worker.depth == 4
+            for job in jobs:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
+            assert worker.depth == 0 and not worker._unsent
+        held = worker._line._transport.get_write_buffer_size()
+        assert held <= 2**22 + 2**16, f"{held} bytes wait in the socket"  # one of them may have been on its way
+        assert await worker.submit(Job(Call(os.getpid, ()), None, soon())) == worker.pid
+        await busy
+
+    with_worker(folder, ask, queue_length=4)
+
+
+def test_a_worker_is_started_once_and_answers_everyone_when_it_is_stopped(folder: Path) -> None:
+    async def run() -> None:
+        worker = ProcessWorker(Settings())
+        worker.start()
+        with pytest.raises(RuntimeError):
+            worker.start()
+        await asyncio.to_thread(worker.adopt, load_bundle(folder, device="cpu"), str(folder))
+        left = asyncio.ensure_future(worker.submit(Job(Call(time.sleep, (30,)), None, soon())))
+        assert await settled(lambda: worker._jobs and not worker.depth)
+        await worker.drain(0.0)
+        with pytest.raises(WorkerDead):
+            await left
+        assert not worker.alive and worker._process.returncode is not None
+
+    asyncio.run(run())
+
+
+def served_in(folder: Path, cwd: Path, ends_at: str, **environment: str) -> tuple[int, list[dict]]:
+    """Exit code and log of a service that is sent SIGTERM soon after it has logged `ends_at`."""
+    command = [sys.executable, "-P", "-m", "ltdi.cli", "serve", "--port", "0", "--bundle", f"{folder},omniglot,any-embedding"]
+    root = str(Path(__file__).parents[2])
+    with subprocess.Popen(
+        [*command, "--leave-seconds", "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd,
+        env=os.environ | {"PYTHONPATH": root} | environment,
+    ) as server:
+        lines = []
+        for line in server.stdout:
+            lines.append(line)
+            if ends_at in line:
+                break
+        time.sleep(0.2)
+        server.send_signal(signal.SIGTERM)
+        lines += server.stdout.readlines()
+        return server.wait(timeout=30), [json.loads(line) for line in lines]
+
+
+def test_the_process_imports_what_its_server_does_and_takes_settings_from_it_alone(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "safetensors.py").write_text("raise SystemExit('imported from the working directory')")
+    code, lines = served_in(folder, tmp_path, "bundle ready", LTDI_PORT="no number")
+    assert code == 0 and "bundle ready" in {line["message"] for line in lines}
+    assert not [line for line in lines if line["level"] in ("error", "critical")]
+
+
+def test_a_stop_while_bundles_are_loaded_is_no_error(folder: Path, tmp_path: Path) -> None:
+    code, lines = served_in(folder, tmp_path, "startup complete")
+    assert code == 0 and not [line for line in lines if line["level"] in ("error", "critical")]
+
+
+def test_only_small_bodies_of_features_are_decoded_on_the_event_loop() -> None:
+    labels = torch.arange(20) % 5
+    few = {"features": torch.rand(20, 256), "labels": labels}
+    assert cheap(safetensors_bytes(few, {"classes": '["a","b"]'}))
+    rest = {
+        "many rows": ({"features": torch.rand(200, 4), "labels": torch.zeros(200).long()}, {}),
+        "images": ({"images": torch.zeros(20, 1, 2, 2).byte(), "labels": labels}, {}),
+        "a pool": (few | {"unlabelled": torch.rand(5, 256)}, {}),
+        "descriptions": (few, {"classes": '[{"label": "a", "description": "b"}]'}),
+        "descriptions in other letters": (few, {"classes": r'[{"label": "a", "descr\u0069ption": "b"}]'}),
+        "much metadata": (few, {"classes": "[]" + " " * 2000}),
+    }
+    for name, (tensors, metadata) in rest.items():
+        assert not cheap(safetensors_bytes(tensors, metadata)), name
+    for damaged in (b"", b"x" * 50, (2**40).to_bytes(8, "little"), b"\x02" + b"\0" * 7 + b"{}"):
+        assert not cheap(damaged)

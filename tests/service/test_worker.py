@@ -162,3 +162,14 @@ def test_when_the_thread_dies_those_who_wait_are_told(worker: Worker) -> None:
             job.future.result(10)
     worker.stop(10)
     assert not worker.alive
+
+
+def test_a_late_job_is_told_so_while_others_like_it_wait(worker: Worker, toy: Bundle) -> None:
+    gate = Gate()
+    gate.hold(worker)
+    first, late = requests(toy, 4)[0], requests(toy, 4)[3]
+    worker.put(Job(first, toy, soon()))
+    with pytest.raises(Problem) as problem:
+        asyncio.run(worker.submit(Job(late, toy, soon(0.05))))
+    assert problem.value.code == "deadline-passed" and worker.depth == 1
+    gate.release()
