@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -97,10 +99,28 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, answer what came in just before, then stop."""
-        for server in self.servers:
-            server.close()
+        loop = asyncio.get_running_loop()
+        for connection in self._last_connections():
+            await loop.connect_accepted_socket(self._protocol, connection)
         await asyncio.sleep(LAST_SECONDS)
         await super().shutdown(sockets)
+
+    def _last_connections(self) -> list[socket.socket]:
+        """Stop listening; the connections that stood in line, which would be reset with the listening socket."""
+        listening = [socket.socket(fileno=os.dup(one.fileno())) for server in self.servers for one in server.sockets]
+        for server in self.servers:
+            server.close()
+        taken = []
+        for one in listening:
+            one.setblocking(False)
+            with one, suppress(BlockingIOError):
+                while True:
+                    taken.append(one.accept()[0])
+        return taken
+
+    def _protocol(self) -> asyncio.Protocol:
+        state = {"server_state": self.server_state, "app_state": self.lifespan.state}
+        return self.config.http_protocol_class(config=self.config, **state)
 
     def handle_reload(self, sig: int, frame: object) -> None:
         """Read the key files and load the bundles again, in a thread; requests are answered meanwhile."""

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from service.app import JsonLines, create_app
+from service.commands import Server
 from service.jobs import Job
 from service.load import Serving
 from service.settings import Settings
@@ -192,3 +193,19 @@ def test_sigterm_lets_the_work_in_hand_finish(toy_folder: Path) -> None:
         assert process.wait(timeout=60) == 0
         asking.join(10)
     assert answers[0].status_code == 200
+
+
+def test_connections_that_stand_in_line_when_the_service_stops_listening_are_taken_and_no_further_one() -> None:
+    async def stop() -> None:
+        server = object.__new__(Server)
+        server.servers = [await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)]
+        address = server.servers[0].sockets[0].getsockname()
+        callers = [socket.create_connection(address, timeout=2) for _ in range(5)]  # this loop has not taken them yet
+        taken = server._last_connections()
+        assert {one.getpeername() for one in taken} == {one.getsockname() for one in callers}
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, timeout=2)
+        for one in (*taken, *callers):
+            one.close()
+
+    asyncio.run(stop())
