@@ -20,6 +20,7 @@ from service.app import create_app, log_to_stdout
 from service.protocol import MAX_HEAD_BYTES, bounded_protocol
 from service.settings import PREFIX, Settings, flag_of, load_settings
 
+DEAD_SECONDS = 5.0  # in which who asks learns that nothing runs the generator any more, before the service ends
 LAST_SECONDS = 0.3  # between the last connection that is taken and the first that is closed
 
 
@@ -33,7 +34,7 @@ def serve(argv: list[str]) -> int:
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, server.handle_reload)
     server.run()
-    return 0
+    return 1 if server.gave_up else 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,6 +66,8 @@ class Server(uvicorn.Server):
         self._service = app.state.service
         self._leaves_at: float | None = None
         self._leave_seconds = settings.leave_seconds
+        self._died_at: float | None = None
+        self.gave_up = False  # what ran the generator has ended, and so does the service, for whoever runs it to start it anew
         super().__init__(
             uvicorn.Config(
                 app,
@@ -95,6 +98,9 @@ class Server(uvicorn.Server):
         """Whether to stop."""
         if self._leaves_at is not None and time.monotonic() >= self._leaves_at:
             self.should_exit = True
+        elif self._leaves_at is None and not self._service.worker.alive:
+            self._died_at = self._died_at or time.monotonic()
+            self.gave_up = self.should_exit = time.monotonic() - self._died_at > DEAD_SECONDS
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -404,3 +404,16 @@ def test_only_small_bodies_of_features_are_decoded_on_the_event_loop() -> None:
         assert not cheap(safetensors_bytes(tensors, metadata)), name
     for damaged in (b"", b"x" * 50, (2**40).to_bytes(8, "little"), b"\x02" + b"\0" * 7 + b"{}"):
         assert not cheap(damaged)
+
+
+def test_a_service_whose_process_was_killed_ends_with_exit_code_1(folder: Path) -> None:
+    command = [sys.executable, "-m", "ltdi.cli", "serve", "--port", "0", "--bundle", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        for line in server.stdout:
+            if "bundle ready" in line:
+                break
+        os.kill(children_of(server.pid)[0], signal.SIGKILL)
+        lines = [json.loads(line) for line in server.stdout.readlines()]
+        assert server.wait(timeout=30) == 1
+    (ended,) = [line for line in lines if line["message"] == "inference ended"]
+    assert (ended["level"], ended["exit_code"]) == ("critical", -signal.SIGKILL)
