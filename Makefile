@@ -45,7 +45,7 @@ bench: $(VENV)/.installed-dev ## time generation against fine-tuning and logisti
 
 test-ray: $(VENV)/.installed-dev ## run the tests of Ray Serve, which need the extra `ray`
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[ray]'
-	$(BIN)/pytest tests/service/test_ray.py
+	$(BIN)/pytest -m "slow or not slow" tests/service/test_ray.py
 
 bench-ray: $(VENV)/.installed-dev ## time a request through Ray Serve against one without
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[ray]'
