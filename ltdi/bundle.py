@@ -34,7 +34,7 @@ from ltdi.errors import (
 from ltdi.files import digest, parse_json, read_safetensors, write_bytes, write_json, write_safetensors
 from ltdi.generator import Calibration, FlatGenerator, Generator, GeometryGenerator, ResidualGenerator
 from ltdi.heads import Head
-from ltdi.images import prepare_images
+from ltdi.images import prepare_images, prepare_photos
 from ltdi.pipeline import (
     FeatureTask,
     OnStage,
@@ -201,7 +201,8 @@ class Bundle:
         if self.body.kind == "text":
             return self._texts(inputs, field, truncate)
         if self.body.kind == "images":
-            return prepare_images(inputs, self.config.body.image_size)
+            prepare = prepare_photos if self.body.colours == 3 else prepare_images
+            return prepare(inputs, self.config.body.image_size)
         raise UnsupportedInput(f"bundle {self.name!r} takes features only; send floats [M, D]", field=field)
 
     def _texts(self, inputs: Any, field: str, truncate: bool) -> tuple[str, ...]:
@@ -333,7 +334,7 @@ class Bundle:
         return self._embed_pixels(self._pixels(prepared))
 
     def _pixels(self, prepared: Tensor) -> Tensor:
-        return prepared.unsqueeze(1).float() / 255
+        return (prepared.unsqueeze(1) if prepared.ndim == 3 else prepared).float() / 255
 
     def _embed_pixels(self, pixels: Tensor) -> Tensor:
         parts = [self.body(part.to(self.device)).float() for part in pixels.split(512)]

@@ -104,7 +104,7 @@ def _train_default(workspace: Workspace, body: nn.Module, out: Path) -> None:
         return validation_gain(generator, validation, episodes) if episodes else {}
 
     train_default(
-        config, workspace.bank(body, "train"), out, store=store, view_maps=workspace.view_maps, validate=validate
+        config, workspace.bank(body, "train"), out, store=store, view_maps=workspace.experiment.view_maps, validate=validate
     )
 
 

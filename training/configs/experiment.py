@@ -6,18 +6,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import Tensor
+
+from ltdi.bodies.loader import BodyConfig as BundledBody
+from training.augment import crop_views, view_maps
 from training.body import BodyConfig
+from training.classify import ClassifyConfig
 from training.data.dataset import ClassImages
 from training.data.digits import load_digits, load_kannada
 from training.data.made import load_made
-from training.data.omniglot import load_omniglot
+from training.data.mini_imagenet import load_mini_imagenet
+from training.data.omniglot import load_omniglot, load_omniglot_background
 from training.meta_train import MetaTrainConfig
 from training.meta_train_paper import PaperConfig
 from training.prepare import PrepareConfig
 
-READERS: dict[str, Callable[[Path, str], ClassImages]] = {
+READERS: dict[str, Callable[[Path, str, int], ClassImages]] = {
     "omniglot": load_omniglot,
-    "made": lambda data, part: load_made(part),
+    "omniglot-background": load_omniglot_background,
+    "mini-imagenet": load_mini_imagenet,
+    "made": lambda data, part, image_size: load_made(part, image_size=image_size),
 }
 ELSEWHERE: dict[str, Callable[[Path], ClassImages]] = {"digits": load_digits, "kannada": load_kannada}
 
@@ -29,7 +37,7 @@ class Experiment:
     Args:
         name: of the config, the bundle and the folder under `runs/`.
         data: which reader.
-        body: how the body is trained for class means.
+        body: how the body is trained: `BodyConfig` for class means, `ClassifyConfig` to tell photographs apart.
         body_run: the folder under `runs/` that holds it; several experiments may share one.
         store_run: the folder under `runs/` that holds the trajectories; those that differ in meta-training share one.
         prepare: trajectories.
@@ -42,7 +50,7 @@ class Experiment:
     data: str
     meta_train: MetaTrainConfig | PaperConfig
     prepare: PrepareConfig
-    body: BodyConfig = field(default_factory=BodyConfig)
+    body: BodyConfig | ClassifyConfig = field(default_factory=BodyConfig)
     body_run: str = ""
     store_run: str = ""
     views: int = 0
@@ -55,4 +63,16 @@ class Experiment:
 
     def load(self, data: Path, part: str) -> ClassImages:
         """One part of the data set: `train`, `val` or `test`."""
-        return READERS[self.data](data, part)
+        return READERS[self.data](data, part, self.body.image_size)
+
+    @property
+    def bundled_body(self) -> BundledBody:
+        """The body as a bundle names it."""
+        if isinstance(self.body, ClassifyConfig):
+            return BundledBody("photos", widths=self.body.widths, image_size=self.body.image_size)
+        return BundledBody(channels=self.body.channels, image_size=self.body.image_size)
+
+    @property
+    def view_maps(self) -> Tensor:
+        """The maps of the views, `[V, 2, 3]`."""
+        return (crop_views if isinstance(self.body, ClassifyConfig) else view_maps)(self.views)
