@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -67,25 +67,29 @@ def closed_form(comparator: Comparator, base: BaseStatistics) -> Method:
 
 
 @torch.inference_mode()
-def accuracies(methods: dict[str, Method], features: Tensor, protocol: Protocol) -> dict[str, Tensor]:
-    """Accuracy of each method on each episode, `[episodes]`, as shares."""
+def accuracies(
+    methods: dict[str, Method], features: Tensor, protocol: Protocol, groups: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Accuracy of each method on each episode, `[episodes]`, as shares; `groups` as for `training.episodes.draw`."""
     kept: dict[str, list[Tensor]] = {name: [] for name in methods}
-    for episodes in draw(features, protocol):
+    for episodes in draw(features, protocol, groups=groups):
         for name, method in methods.items():
             kept[name].append((method(episodes).argmax(-1) == episodes.target).float().mean(-1))
     return {name: torch.cat(values) for name, values in kept.items()}
 
 
 def choose(
-    features: Tensor, base: BaseStatistics, protocol: Protocol, found: list[Comparator] | None = None
+    features: Tensor, base: BaseStatistics, protocol: Protocol, found: list[Comparator] | None = None,
+    groups: Tensor | None = None,
 ) -> dict[str, Comparator]:
     """The best setting of each family on validation features, best family first.
 
     Args:
         found: what to choose from; `comparators` where absent.
+        groups: of the validation classes.
     """
     found = comparators(base) if found is None else found
-    measured = accuracies({c.name: closed_form(c, base) for c in found}, features, protocol)
+    measured = accuracies({c.name: closed_form(c, base) for c in found}, features, protocol, groups)
     score = {name: float(values.mean()) for name, values in measured.items()}
     best = {family: max(group, key=lambda c: score[c.name]) for family, group in by_family(found).items()}
     return dict(sorted(best.items(), key=lambda item: -score[item[1].name]))
@@ -98,11 +102,14 @@ class Bank:
     Args:
         validation, test: banks as `training.episodes.draw` takes them.
         base: statistics of the training classes.
+        validation_groups, groups: of the classes of both, for protocols within one.
     """
 
     validation: Tensor
     test: Tensor
     base: BaseStatistics
+    validation_groups: Tensor | None = None
+    groups: Tensor | None = None
 
     @property
     def has_views(self) -> bool:
@@ -121,23 +128,24 @@ def evaluate_column(
     Returns:
         Accuracies, the comparators that validation chose, and paired differences, ready for JSON; what the chain adds
         to the estimate of means. Where the bank has views, also of a head that is generated from features alone,
-        and against the closed forms on views.
+        against the closed forms on views, and, `strict`, against the best of all closed forms, with views or without.
     """
-    validation = Protocol(protocol.ways, protocol.shots, protocol.queries, validation_episodes, seed=1)
-    chosen = list(choose(bank.validation, bank.base, validation).values())
+    validation = replace(protocol, episodes=validation_episodes, seed=1)
+
+    def best(found: list[Comparator]) -> list[Comparator]:
+        return list(choose(bank.validation, bank.base, validation, found, bank.validation_groups).values())
+
+    chosen = best(comparators(bank.base))
     methods = {f"generated, seed {seed}": generated(g) for seed, g in generators.items()}
     first = next(iter(methods))
     if isinstance(generators[0], ResidualGenerator):
         methods[ESTIMATE] = estimate_alone(generators[0])
+    chosen_views = best(comparators_with_views(bank.base)) if bank.has_views else []
     if bank.has_views:
-        chosen_views = list(
-            choose(bank.validation, bank.base, validation, comparators_with_views(bank.base)).values()
-        )
         methods["generated from features"] = without_views(methods[first])
-    else:
-        chosen_views = []
+        strict = best([*comparators(bank.base), *comparators_with_views(bank.base)])[0].name
     methods |= {c.name: closed_form(c, bank.base) for c in chosen + chosen_views}
-    measured = accuracies(methods, bank.test, protocol)
+    measured = accuracies(methods, bank.test, protocol, bank.groups)
     shipped, closed = measured[first], measured[chosen[0].name]
     result = {
         "protocol": protocol.name,
@@ -156,6 +164,12 @@ def evaluate_column(
         result["from_features"] = vars(Estimate.of(measured["generated from features"] - closed))
         result["closed_form_on_views"] = chosen_views[0].name
         result["difference_on_views"] = vars(Estimate.of(shipped - measured[chosen_views[0].name]))
+        result["strict"] = {
+            "closed_form": strict,
+            "difference_by_seed": {
+                str(seed): vars(Estimate.of(measured[f"generated, seed {seed}"] - measured[strict])) for seed in generators
+            },
+        }
     return result
 
 
