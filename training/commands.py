@@ -21,7 +21,10 @@ from training.comparators import BaseStatistics
 from training.configs import EXPERIMENTS, experiment
 from training.configs.experiment import ELSEWHERE, Experiment
 from training.configs.text import TEXT_EXPERIMENTS
-from training.evaluate import Bank, columns, evaluate_column
+from training.controls import negative_controls
+from training.data.omniglot import load_oneshot_runs
+from training.episodes import Protocol, oneshot_episodes
+from training.evaluate import Bank, columns, evaluate_column, evaluate_runs
 from training.export import make_bundle
 from training.meta_train import meta_train as train_default
 from training.meta_train import validation_gain
@@ -130,7 +133,7 @@ def evaluate(argv: list[str]) -> int:
     """Measure a bundle on test classes against the closed forms, and write its card."""
     parser = _parser("evaluate", evaluate.__doc__)
     parser.add_argument("--bundle", type=Path, help="folder of the bundle (default: bundles/CONFIG)")
-    parser.add_argument("--episodes", type=int, default=2000, help="tasks in each column")
+    parser.add_argument("--episodes", type=int, help="tasks in each column (default: as the config says)")
     parser.add_argument("--part", choices=("val", "test"), default="test", help="val while choosing, test once")
     parser.add_argument("--on", choices=tuple(ELSEWHERE), help="images of another data set in place of test classes")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the JSON")
@@ -140,7 +143,9 @@ def evaluate(argv: list[str]) -> int:
     bundle = load_bundle_without_card(folder)
     own = _bank(workspace, bundle.body, args.part, args.on)
     generators = {0: bundle.generator} | _other_seeds(workspace, bundle)
-    table = [evaluate_column(p, own, generators) for p in columns(_ways(bundle, own), args.episodes)]
+    episodes = args.episodes or workspace.experiment.episodes
+    found = columns(_ways(bundle, own, workspace.experiment), episodes, own.groups is not None)
+    table = [evaluate_column(p, own, generators) for p in found]
     result = {
         "config": args.config,
         "commit": commit(),
@@ -148,6 +153,7 @@ def evaluate(argv: list[str]) -> int:
         "part": args.on or args.part,
         "seed": 0,
         "columns": table,
+        **_further(workspace, bundle, own, generators, args.on),
     }
     suffix = f"-on-{args.on}" if args.on else "" if args.part == "test" else "-val"
     write_json(args.results / f"{args.config}{suffix}.json", result)
@@ -195,17 +201,35 @@ def _other_seeds(workspace: Workspace, bundle) -> dict:
     return found
 
 
-def _ways(bundle: Bundle, bank: Bank) -> tuple[int, ...]:
-    return (bundle.fixed_ways,) if bundle.fixed_ways else (5, min(20, len(bank.test)))
+def _ways(bundle: Bundle, bank: Bank, chosen: Experiment) -> tuple[int, ...]:
+    most = len(bank.test) if bank.groups is None else int(bank.groups.bincount().max())
+    return (bundle.fixed_ways,) if bundle.fixed_ways else tuple(dict.fromkeys(min(w, most) for w in chosen.ways))
+
+
+def _further(workspace: Workspace, bundle: Bundle, bank: Bank, generators: dict, elsewhere: str | None) -> dict:
+    """Negative controls, and the official runs where the config has them."""
+    if not isinstance(bundle.generator, ResidualGenerator) or elsewhere:
+        return {}
+    chosen = workspace.experiment
+    train = workspace.bank(bundle.body, "train")
+    tasks = Protocol(5, 1, episodes=1000), Protocol(5, 5, episodes=1000)
+    controls = {p.name: negative_controls(bundle.generator, bank.test, train, p) for p in tasks}
+    if chosen.data != "omniglot-background":
+        return {"controls": controls}
+    runs = oneshot_episodes(bundle.body, load_oneshot_runs(workspace.data, chosen.body.image_size), chosen.view_maps)
+    return {"controls": controls, "official_runs": evaluate_runs(runs, bank, generators)}
 
 
 def _bank(workspace: Workspace, body: nn.Module, part: str, elsewhere: str | None = None) -> Bank:
-    validation = workspace.bank(body, "val")
+    chosen, data = workspace.experiment, workspace.data
+    validation, base = workspace.bank(body, "val"), BaseStatistics.of(workspace.features(body, "train"))
     if elsewhere is None:
         measured = workspace.bank(body, part)
-    else:
-        measured = workspace.bank_of(body, ELSEWHERE[elsewhere](workspace.data), elsewhere)
-    return Bank(validation, measured, BaseStatistics.of(workspace.features(body, "train")))
+        groups = [chosen.load(data, p).groups if chosen.within else None for p in ("val", part)]
+        return Bank(validation, measured, base, *groups)
+    images = ELSEWHERE[elsewhere](data, chosen.body.image_size)
+    groups = images.groups if "/" in images.names[0] else None
+    return Bank(validation, workspace.bank_of(body, images, elsewhere), base, None, groups)
 
 
 def bench(argv: list[str]) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ltdi.views import all_views, summarise
 from training.data.dataset import ClassImages
+from training.data.omniglot import OneShotRuns
 
 
 @dataclass(frozen=True)
@@ -134,3 +135,19 @@ def random_episodes(
         return Episodes(examples, asked)
     views = examples[..., 1:, :] if bank.shape[2] > 1 else None
     return Episodes(examples[..., 0, :], asked[..., 0, :], views)
+
+
+@torch.inference_mode()
+def oneshot_episodes(body: nn.Module, runs: OneShotRuns, maps: Tensor) -> Episodes:
+    """The official one-shot runs as episodes of one example and one query a class.
+
+    Args:
+        maps: `[V, 2, 3]`, of the views.
+    """
+    order = runs.target.argsort(1)
+    assert torch.equal(runs.target.gather(1, order), torch.arange(order.shape[1]).expand_as(order))
+    rows = torch.arange(len(order)).unsqueeze(1)
+    shown = embed_bank(body, ClassImages(runs.support, [f"{n}" for n in range(len(order))]), maps)
+    asked = embed_all(body, ClassImages(runs.queries[rows, order], [f"{n}" for n in range(len(order))]))
+    views = shown[:, :, None, 1:] if len(maps) else None
+    return Episodes(shown[:, :, None, 0], asked.unsqueeze(2), views)

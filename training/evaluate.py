@@ -178,7 +178,24 @@ def without_views(method: Method) -> Method:
     return lambda episodes: method(Episodes(episodes.support, episodes.query))
 
 
-def columns(ways: tuple[int, ...] = (5, 20), episodes: int = 2000) -> list[Protocol]:
+def columns(ways: tuple[int, ...] = (5, 20), episodes: int = 2000, within: bool = False) -> list[Protocol]:
     """The table's protocols for these ways, one and five examples each."""
     shots = dict.fromkeys(k for _, k in COLUMNS)
-    return [Protocol(w, k, episodes=episodes) for w in ways for k in shots]
+    return [Protocol(w, k, episodes=episodes, within=within) for w in ways for k in shots]
+
+
+@torch.inference_mode()
+def evaluate_runs(runs: Episodes, bank: Bank, generators: dict[int, Generator], validation_episodes: int = 400) -> dict:
+    """Errors on the official one-shot runs, percent, of generated heads by seed and of the best closed form.
+
+    The closed form is chosen on validation tasks of one group, with views or without.
+    """
+    ways = runs.support.shape[1]
+    protocol = Protocol(ways, 1, episodes=validation_episodes, seed=1, within=bank.validation_groups is not None)
+    found = [*comparators(bank.base), *(comparators_with_views(bank.base) if runs.views is not None else [])]
+    best = next(iter(choose(bank.validation, bank.base, protocol, found, bank.validation_groups).values()))
+    methods = {str(seed): generated(generator) for seed, generator in generators.items()}
+    methods[best.name] = closed_form(best, bank.base)
+    wrong = {name: (method(runs).argmax(-1) != runs.target).float().mean() for name, method in methods.items()}
+    errors = {name: round(100 * float(value), 2) for name, value in wrong.items()}
+    return {"error_by_seed": {s: errors[s] for s in map(str, generators)}, "closed_form": best.name, "error": errors[best.name]}

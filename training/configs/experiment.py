@@ -17,6 +17,7 @@ from training.data.digits import load_digits, load_kannada
 from training.data.made import load_made
 from training.data.mini_imagenet import load_mini_imagenet
 from training.data.omniglot import load_omniglot, load_omniglot_background
+from training.data.photos import load_cifar10, load_pacs
 from training.meta_train import MetaTrainConfig
 from training.meta_train_paper import PaperConfig
 from training.prepare import PrepareConfig
@@ -27,7 +28,12 @@ READERS: dict[str, Callable[[Path, str, int], ClassImages]] = {
     "mini-imagenet": load_mini_imagenet,
     "made": lambda data, part, image_size: load_made(part, image_size=image_size),
 }
-ELSEWHERE: dict[str, Callable[[Path], ClassImages]] = {"digits": load_digits, "kannada": load_kannada}
+ELSEWHERE: dict[str, Callable[[Path, int], ClassImages]] = {
+    "digits": lambda data, image_size: load_digits(data),
+    "kannada": lambda data, image_size: load_kannada(data),
+    "cifar10": load_cifar10,
+    "pacs": load_pacs,
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,9 @@ class Experiment:
         prepare: trajectories.
         meta_train: `MetaTrainConfig` for the `default` recipe, `PaperConfig` for `paper`.
         views: V, how many changed copies of each example image the generator sees beside it.
+        ways: of the table's tasks.
+        within: whether the table's tasks are of one group of classes each, an alphabet for example.
+        episodes: tasks in each column of the table.
         terms: the terms of use of the data, for the card.
     """
 
@@ -54,6 +63,9 @@ class Experiment:
     body_run: str = ""
     store_run: str = ""
     views: int = 0
+    ways: tuple[int, ...] = (5, 20)
+    within: bool = False
+    episodes: int = 2000
     terms: str = ""
 
     @property
