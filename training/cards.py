@@ -45,12 +45,8 @@ def _text(experiment: Experiment, bundle: Bundle) -> str:
     return (
         f"# Bundle `{bundle.name}`\n\n"
         f"Recipe `{experiment.recipe}`, {ways} classes, body {bundle.config.body.name} "
-        f"({bundle.feature_size} features). Trained on {experiment.terms or experiment.data}: training characters "
-        "only, in four rotations; strength, temperature and fallback margin fitted on validation characters; "
-        "test characters used for this card alone.\n\n"
-        "It reads small grey drawings of single symbols, 28 x 28 after preparation, in any polarity. It has "
-        "seen handwriting by pen only: on photographs, textures or words its features say little, and the "
-        "baseline's support accuracy beside each head is the first thing to look at."
+        f"({bundle.feature_size} features). Trained on {experiment.terms or experiment.data}: {experiment.trained_on}\n\n"
+        f"{experiment.limits}"
     )
 
 

@@ -17,6 +17,16 @@ from training.prepare import PrepareConfig
 
 OMNIGLOT_TERMS = "Omniglot, Lake et al., Science 2015; MIT licence (brendenlake/omniglot)"
 
+OMNIGLOT_PARTS = (
+    "training characters only, in four rotations; strength, temperature and fallback margin fitted on validation characters; "
+    "test characters used for this card alone."
+)
+DRAWINGS_ONLY = (
+    "It reads small grey drawings of single symbols, {side} x {side} after preparation, in any polarity. It has "
+    "seen handwriting by pen only: on photographs, textures or words its features say little, and the "
+    "baseline's support accuracy beside each head is the first thing to look at."
+)
+
 OMNIGLOT = Experiment(
     name="omniglot",
     data="omniglot",
@@ -29,6 +39,8 @@ OMNIGLOT = Experiment(
     ),
     views=8,
     terms=OMNIGLOT_TERMS,
+    trained_on=OMNIGLOT_PARTS,
+    limits=DRAWINGS_ONLY.format(side=28),
 )
 
 
@@ -57,6 +69,8 @@ def _paper(ways: int) -> Experiment:
         prepare=replace(FEW_SHOT, ways=ways),
         meta_train=PAPER,
         terms=OMNIGLOT_TERMS,
+    trained_on=OMNIGLOT_PARTS,
+    limits=DRAWINGS_ONLY.format(side=28),
     )
 
 

@@ -53,6 +53,7 @@ class Experiment:
         within: whether the table's tasks are of one group of classes each, an alphabet for example.
         episodes: tasks in each column of the table.
         terms: the terms of use of the data, for the card.
+        trained_on, limits: for the card: which classes served what; what the bundle reads, and where it fails.
     """
 
     name: str
@@ -67,6 +68,8 @@ class Experiment:
     within: bool = False
     episodes: int = 2000
     terms: str = ""
+    trained_on: str = ""
+    limits: str = ""
 
     @property
     def recipe(self) -> str:
