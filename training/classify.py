@@ -164,10 +164,22 @@ def train_classifier(config: ClassifyConfig, data: ClassImages, out: Path) -> Ph
         optimizer.step()
         update_average(average, model.body, config.ema, step)
         log.step(step + 1, loss=loss.item())
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+        if (step + 1) % config.checkpoint_every == 0:
             _save(out / "body.ckpt.safetensors", model, average, optimizer, step + 1)
     log.close()
-    return average.eval()
+    average.eval().centre.copy_(mean_roots(average, data))
+    _save(out / "body.ckpt.safetensors", model, average, optimizer, config.steps)
+    return average
+
+
+@torch.inference_mode()
+def mean_roots(body: PhotoConv4, data: ClassImages, most: int = 50) -> Tensor:
+    """What the body's features are centred by, `[D]`: the mean over `most` images of each class, as they will be used.
+
+    The centre that training keeps is of batches: normalised by their own statistics, cropped and coloured.
+    """
+    some = ClassImages(data.images[:, :most], data.names).pixels
+    return torch.cat([body.roots(part.float() / 255) for part in some.split(250)]).mean(0)
 
 
 def _save(

@@ -64,6 +64,10 @@ def prepare(argv: list[str]) -> int:
     workspace = _workspace(args)
     given = args.body_from
     body = workspace.adopt_body(load_bundle(given, device="cpu")) if given else workspace.train_body()
+    if not _wants_trajectories(workspace.experiment):
+        workspace.record("prepare")
+        print(f"body at {workspace.body_folder}; this config trains on no trajectories")
+        return 0
     images = workspace.experiment.load(workspace.data, "train")
     store = prepare_trajectories(
         workspace.experiment.prepare,
@@ -75,6 +79,10 @@ def prepare(argv: list[str]) -> int:
     workspace.record("prepare", trajectories=len(store))
     print(f"{len(store)} trajectories at {workspace.store}")
     return 0
+
+
+def _wants_trajectories(chosen: Experiment) -> bool:
+    return chosen.recipe == "paper" or chosen.meta_train.eq2_weight > 0
 
 
 @_text_too("meta-train")

@@ -1,4 +1,4 @@
-"""Conv-4 for colour photographs: wider towards the end, averaged over the plane, features of unit length."""
+"""Conv-4 for colour photographs: wider towards the end, averaged over the plane, features of one length."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+LENGTH = 4.0  # of features: their dot products, up to 16, are logits as they are
 LEAST = 1e-3  # under the root, whose slope at 0 is infinite
 
 
@@ -15,7 +16,7 @@ class PhotoConv4(nn.Module):
     """Four blocks of convolution, pooling (not in the last), batch normalisation and ReLU, averaged over the plane.
 
     Features are brought to the form that closed forms do best with: the square root of the averages, less their
-    mean over the base classes, of unit length.
+    mean over the base classes, brought to one length.
 
     Args:
         widths: channels of the four blocks; D is the last.
@@ -48,9 +49,9 @@ class PhotoConv4(nn.Module):
             images: `[M, 3, H, W]`, float in 0..1.
 
         Returns:
-            `[M, D]`, rows of unit length.
+            `[M, D]`, rows of length 4.
         """
-        return F.normalize(self.roots(images) - self.centre, dim=1)
+        return LENGTH * F.normalize(self.roots(images) - self.centre, dim=1)
 
 
 def _block(inputs: int, outputs: int, pool: bool) -> nn.Sequential:

@@ -10,6 +10,7 @@ from ltdi.denoisers.unet import UNetConfig
 from ltdi.errors import InvalidConfig
 from ltdi.schedule import ScheduleConfig
 from training.body import BodyConfig
+from training.classify import ClassifyConfig
 from training.configs.experiment import Experiment
 from training.meta_train import MetaTrainConfig
 from training.meta_train_paper import PaperConfig
@@ -41,6 +42,34 @@ OMNIGLOT = Experiment(
     terms=OMNIGLOT_TERMS,
     trained_on=OMNIGLOT_PARTS,
     limits=DRAWINGS_ONLY.format(side=28),
+)
+
+
+OMNIGLOT_BACKGROUND = Experiment(
+    name="omniglot-background",
+    data="omniglot-background",
+    body=BodyConfig(image_size=40, steps=1600, whole_groups=True, bfloat16=True),
+    body_run="omniglot-background",
+    meta_train=replace(OMNIGLOT.meta_train, eq2_weight=0.0, ways=(5, 20), validate_every=0),
+    views=16,
+    ways=(20,),
+    within=True,
+    episodes=1000,
+    terms=OMNIGLOT_TERMS,
+    trained_on=(
+        "25 of the 30 background alphabets, no rotations added; strength, temperature and fallback margin fitted on the other "
+        "five; the 20 evaluation alphabets and the official one-shot runs used for this card alone."
+    ),
+    limits=DRAWINGS_ONLY.format(side=40),
+)
+
+MINI_IMAGENET = Experiment(
+    name="mini-imagenet",
+    data="mini-imagenet",
+    body=ClassifyConfig(),
+    body_run="mini-imagenet",
+    meta_train=MetaTrainConfig(),
+    views=3,
 )
 
 
@@ -136,7 +165,7 @@ _NEW_CLASSES = replace(
 
 _VARIANTS = [*map(_vanilla, _PAPER), _told_t_minus_k(_PAPER[0])]
 
-EXPERIMENTS = {e.name: e for e in (OMNIGLOT, *_LADDER, _NEW_CLASSES, *_PAPER, *_VARIANTS, TINY, TINY_PAPER)}
+EXPERIMENTS = {e.name: e for e in (OMNIGLOT, OMNIGLOT_BACKGROUND, MINI_IMAGENET, *_LADDER, _NEW_CLASSES, *_PAPER, *_VARIANTS, TINY, TINY_PAPER)}
 
 
 def experiment(name: str) -> Experiment:

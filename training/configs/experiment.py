@@ -59,7 +59,7 @@ class Experiment:
     name: str
     data: str
     meta_train: MetaTrainConfig | PaperConfig
-    prepare: PrepareConfig
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
     body: BodyConfig | ClassifyConfig = field(default_factory=BodyConfig)
     body_run: str = ""
     store_run: str = ""

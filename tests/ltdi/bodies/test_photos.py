@@ -10,12 +10,12 @@ from ltdi.errors import InvalidConfig
 from ltdi.images import prepare_photos
 
 
-def test_features_are_of_unit_length_and_of_the_last_width_at_any_image_size() -> None:
+def test_features_are_of_one_length_and_of_the_last_width_at_any_image_size() -> None:
     body = build_body(BodyConfig("photos", widths=(4, 6, 8, 10), image_size=24)).eval()
     for size in (24, 42):
         features = body(torch.rand(3, 3, size, size))
         assert features.shape == (3, 10) == (3, body.feature_size)
-        assert torch.allclose(features.norm(dim=1), torch.ones(3))
+        assert torch.allclose(features.norm(dim=1), torch.full((3,), 4.0))
 
 
 def test_a_photo_body_without_widths_is_refused() -> None:
