@@ -64,6 +64,7 @@ class BundleConfig:
             `(D, H, N)` for `paper`.
         fallback_margin: by how much the baseline must lead on the folds to be returned instead.
         views: V, how many changed copies of each example image the generator sees beside it.
+        view_share: how far the baseline moves class means to the mean of the views.
     """
 
     name: str
@@ -79,6 +80,7 @@ class BundleConfig:
     calibration: Calibration = Calibration()
     fallback_margin: float = 0.1
     views: int = 0
+    view_share: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.views <= MAX_VIEWS or (self.views and self.recipe != "default"):
@@ -99,7 +101,7 @@ def build_generator(config: BundleConfig) -> Generator:
         codec = Standardiser(torch.zeros(size + 1), torch.ones(size + 1))
         return ResidualGenerator(
             size, config.schedule, config.class_tokens, codec, centre, scale, config.calibration,
-            torch.zeros(config.views, 2, 3),
+            torch.zeros(config.views, 2, 3), config.view_share,
         )
     if config.recipe != "paper" or config.unet is None:
         raise InvalidConfig(f"recipe {config.recipe!r} is unknown, or lacks its denoiser; known: {RECIPES}")

@@ -109,6 +109,7 @@ class ResidualGenerator(OneLayer):
         codec: statistics of residuals, `[D + 1]`.
         centre, scale: `[D]`, mean and standard deviation of features over the base classes.
         view_maps: `[V, 2, 3]`, affine maps of an example image to its views; none for bodies without.
+        view_share: how far the baseline's class means are moved to the mean of the views, where the task has them.
     """
 
     recipe = "default"
@@ -123,9 +124,10 @@ class ResidualGenerator(OneLayer):
         scale: Tensor,
         calibration: Calibration | None = None,
         view_maps: Tensor | None = None,
+        view_share: float = 0.0,
     ) -> None:
         super().__init__()
-        self.schedule = Schedule(schedule)
+        self.schedule, self.view_share = Schedule(schedule), view_share
         self.register_buffer("view_maps", torch.zeros(0, 2, 3) if view_maps is None else view_maps)
         inputs = token_size(feature_size, self.has_views)
         self.denoiser = ClassTokens(denoiser, self.schedule, inputs, feature_size + 1)
@@ -155,10 +157,16 @@ class ResidualGenerator(OneLayer):
         """
         several = statistics.counts.float().mean(1) >= SEVERAL_SHOTS
         estimate = self.from_features if statistics.view_means is None else self.from_views
-        base = self._closed_form(statistics.means, several)
+        base = self._closed_form(self._shown(statistics), several)
         hint = self._closed_form(statistics.means + estimate(statistics), several) - base
         embedding = embed_task(statistics, self.centre, self.scale, self.has_views)
         return TaskBatch(embedding, base, statistics.counts, self.codec.encode(hint))
+
+    def _shown(self, statistics: ClassStatistics) -> Tensor:
+        """Class means of the examples, moved to their views."""
+        if not self.view_share or statistics.view_means is None:
+            return statistics.means
+        return torch.lerp(statistics.means, statistics.view_means, self.view_share)
 
     def _closed_form(self, means: Tensor, several: Tensor) -> Tensor:
         if not bool(several.any()):

@@ -78,6 +78,23 @@ def markdown_table(columns: list[dict]) -> str:
         rows.append(["difference to it, paired", *(_signed(c["difference_on_views"]) for c in columns)])
         rows.append(["generated from features alone", *(_estimate(c["accuracy"]["generated from features"]) for c in columns)])
         rows.append(["difference to the best closed form", *(_signed(c["from_features"]) for c in columns)])
+    for key, bar in (("strict", "of these, views or not"), ("rival", "on a body trained for class means")):
+        if key in columns[0]:
+            found = [c[key] for c in columns]
+            rows.append([f"best closed form {bar}", *(one["closed_form"] for one in found)])
+            if key == "rival":
+                rows.append(["its accuracy", *(_estimate(one["accuracy"]) for one in found)])
+            for seed in found[0]["difference_by_seed"]:
+                label = f"difference to it, training seed {seed}"
+                rows.append([label, *(_signed(one["difference_by_seed"][seed]) for one in found)])
+    return _rows(rows)
+
+
+def controls_table(controls: dict[str, dict[str, dict]]) -> str:
+    """Accuracies of negative controls, percent; a column for each protocol."""
+    names = list(controls)
+    rows = [["", *names], ["---"] * (len(names) + 1)]
+    rows += [[label, *(_estimate(controls[name][label]) for name in names)] for label in controls[names[0]]]
     return _rows(rows)
 
 

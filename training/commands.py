@@ -16,7 +16,7 @@ from ltdi.files import write_bytes, write_json
 from ltdi.generator import ResidualGenerator
 from training.bench import bench as run_bench
 from training.bench import bench_whole_tasks
-from training.cards import card_of, eq2_table, markdown_table
+from training.cards import card_of, controls_table, eq2_table, markdown_table
 from training.comparators import BaseStatistics
 from training.configs import EXPERIMENTS, experiment
 from training.configs.experiment import ELSEWHERE, Experiment
@@ -115,7 +115,8 @@ def _train_default(workspace: Workspace, body: nn.Module, out: Path) -> None:
         return validation_gain(generator, validation, episodes) if episodes else {}
 
     train_default(
-        config, workspace.bank(body, "train"), out, store=store, view_maps=workspace.experiment.view_maps, validate=validate
+        config, workspace.bank(body, "train"), out, store=store, view_maps=workspace.experiment.view_maps,
+        view_share=workspace.experiment.view_share, virtual=workspace.virtual_banks(body), validate=validate,
     )
 
 
@@ -153,7 +154,8 @@ def evaluate(argv: list[str]) -> int:
     generators = {0: bundle.generator} | _other_seeds(workspace, bundle)
     episodes = args.episodes or workspace.experiment.episodes
     found = columns(_ways(bundle, own, workspace.experiment), episodes, own.groups is not None)
-    table = [evaluate_column(p, own, generators) for p in found]
+    rival = _rival(workspace, args)
+    table = [evaluate_column(p, own, generators, rival=rival) for p in found]
     result = {
         "config": args.config,
         "commit": commit(),
@@ -166,6 +168,10 @@ def evaluate(argv: list[str]) -> int:
     suffix = f"-on-{args.on}" if args.on else "" if args.part == "test" else "-val"
     write_json(args.results / f"{args.config}{suffix}.json", result)
     text = markdown_table(table)
+    if "controls" in result:
+        text += f"\n\nNegative controls:\n\n{controls_table(result['controls'])}"
+    if "official_runs" in result:
+        text += f"\n\nErrors on the official one-shot runs, percent: {json.dumps(result['official_runs'])}"
     print(text)
     if not args.no_card and not suffix:
         ladder = _by_eq2_weight(workspace.experiment, args.results)
@@ -212,6 +218,14 @@ def _other_seeds(workspace: Workspace, bundle) -> dict:
 def _ways(bundle: Bundle, bank: Bank, chosen: Experiment) -> tuple[int, ...]:
     most = len(bank.test) if bank.groups is None else int(bank.groups.bincount().max())
     return (bundle.fixed_ways,) if bundle.fixed_ways else tuple(dict.fromkeys(min(w, most) for w in chosen.ways))
+
+
+def _rival(workspace: Workspace, args: argparse.Namespace) -> Bank | None:
+    """The bank of the rival body, where the config names one."""
+    if not workspace.experiment.rival or args.on:
+        return None
+    other = Workspace(experiment(workspace.experiment.rival), args.runs, args.data)
+    return _bank(other, other.body(), args.part)
 
 
 def _further(workspace: Workspace, bundle: Bundle, bank: Bank, generators: dict, elsewhere: str | None) -> dict:

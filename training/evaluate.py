@@ -118,17 +118,20 @@ class Bank:
 
 
 def evaluate_column(
-    protocol: Protocol, bank: Bank, generators: dict[int, Generator], validation_episodes: int = 400
+    protocol: Protocol, bank: Bank, generators: dict[int, Generator], validation_episodes: int = 400,
+    rival: Bank | None = None,
 ) -> dict:
     """One column of the table.
 
     Args:
         generators: by training seed; the first is the one that ships.
+        rival: the same images under a body that was trained for class means at the same cost.
 
     Returns:
         Accuracies, the comparators that validation chose, and paired differences, ready for JSON; what the chain adds
         to the estimate of means. Where the bank has views, also of a head that is generated from features alone,
         against the closed forms on views, and, `strict`, against the best of all closed forms, with views or without.
+        `rival` is the same against the best closed form on the rival body.
     """
     validation = replace(protocol, episodes=validation_episodes, seed=1)
 
@@ -143,34 +146,43 @@ def evaluate_column(
     chosen_views = best(comparators_with_views(bank.base)) if bank.has_views else []
     if bank.has_views:
         methods["generated from features"] = without_views(methods[first])
-        strict = best([*comparators(bank.base), *comparators_with_views(bank.base)])[0].name
+        strict = best([chosen[0], chosen_views[0]])[0].name
     methods |= {c.name: closed_form(c, bank.base) for c in chosen + chosen_views}
     measured = accuracies(methods, bank.test, protocol, bank.groups)
     shipped, closed = measured[first], measured[chosen[0].name]
+    def against(values: Tensor) -> dict[str, dict]:
+        return {str(seed): vars(Estimate.of(measured[f"generated, seed {seed}"] - values)) for seed in generators}
+
     result = {
         "protocol": protocol.name,
         "episodes": protocol.episodes,
         "closed_form": chosen[0].name,
         "accuracy": {name: vars(Estimate.of(values)) for name, values in measured.items()},
         "difference": vars(Estimate.of(shipped - closed)),
-        "difference_by_seed": {
-            str(seed): vars(Estimate.of(measured[f"generated, seed {seed}"] - closed)) for seed in generators
-        },
+        "difference_by_seed": against(closed),
         "errors_removed": 1 - float((1 - shipped).mean() / (1 - closed).mean()),
     }
+
+    if rival is not None:
+        other = best_closed_form(rival, validation)
+        values = accuracies({"": closed_form(other, rival.base)}, rival.test, protocol, rival.groups)[""]
+        result["rival"] = {
+            "closed_form": other.name, "accuracy": vars(Estimate.of(values)), "difference_by_seed": against(values),
+        }
     if ESTIMATE in measured:
         result["beyond_estimate"] = vars(Estimate.of(shipped - measured[ESTIMATE]))
     if bank.has_views:
         result["from_features"] = vars(Estimate.of(measured["generated from features"] - closed))
         result["closed_form_on_views"] = chosen_views[0].name
         result["difference_on_views"] = vars(Estimate.of(shipped - measured[chosen_views[0].name]))
-        result["strict"] = {
-            "closed_form": strict,
-            "difference_by_seed": {
-                str(seed): vars(Estimate.of(measured[f"generated, seed {seed}"] - measured[strict])) for seed in generators
-            },
-        }
+        result["strict"] = {"closed_form": strict, "difference_by_seed": against(measured[strict])}
     return result
+
+
+def best_closed_form(bank: Bank, validation: Protocol) -> Comparator:
+    """The best on validation of all closed forms, on views too where the bank has them."""
+    found = [*comparators(bank.base), *(comparators_with_views(bank.base) if bank.has_views else [])]
+    return next(iter(choose(bank.validation, bank.base, validation, found, bank.validation_groups).values()))
 
 
 def without_views(method: Method) -> Method:
@@ -192,8 +204,7 @@ def evaluate_runs(runs: Episodes, bank: Bank, generators: dict[int, Generator], 
     """
     ways = runs.support.shape[1]
     protocol = Protocol(ways, 1, episodes=validation_episodes, seed=1, within=bank.validation_groups is not None)
-    found = [*comparators(bank.base), *(comparators_with_views(bank.base) if runs.views is not None else [])]
-    best = next(iter(choose(bank.validation, bank.base, protocol, found, bank.validation_groups).values()))
+    best = best_closed_form(bank, protocol)
     methods = {str(seed): generated(generator) for seed, generator in generators.items()}
     methods[best.name] = closed_form(best, bank.base)
     wrong = {name: (method(runs).argmax(-1) != runs.target).float().mean() for name, method in methods.items()}

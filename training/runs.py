@@ -17,6 +17,7 @@ from ltdi.files import read_safetensors, write_json, write_safetensors
 from ltdi.generator import Generator
 from training import meta_train as default_recipe
 from training import meta_train_paper as paper_recipe
+from training.augment import virtual_classes
 from training.body import train_body
 from training.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
 from training.classify import ClassifyConfig, train_classifier
@@ -100,6 +101,15 @@ class Workspace:
         write_safetensors(path, {"features": features}, {"format": "ltdi.features"})
         return features
 
+    def virtual_banks(self, body: nn.Module) -> list[Tensor]:
+        """A bank for each change that makes further classes of the training classes; none where the config has none."""
+        count = self.experiment.virtual
+        if not count:
+            return []
+        images = self.experiment.load(self.data, "train")
+        some = ClassImages(images.images[:, :count], images.names)
+        return [self.bank_of(body, changed, f"virtual-{name}") for name, changed in virtual_classes(some)]
+
     def trajectories(self) -> Trajectories:
         """The prepared trajectories.
 
@@ -151,7 +161,7 @@ class Workspace:
             body=self.experiment.bundled_body,
         )
         if self.experiment.recipe == "default":
-            return replace(common, class_tokens=train.denoiser, head_sizes=(size, 0), views=self.experiment.views)
+            return replace(common, class_tokens=train.denoiser, head_sizes=(size, 0), views=self.experiment.views, view_share=self.experiment.view_share)
         prepare = self.experiment.prepare
         return replace(common, unet=train.denoiser, head_sizes=(size, prepare.hidden, prepare.ways))
 

@@ -163,9 +163,17 @@ _NEW_CLASSES = replace(
     body=replace(OMNIGLOT.body, new_classes_from=2400),
 )
 
+_CLASS_MEANS = replace(
+    MINI_IMAGENET,
+    name="mini-imagenet-class-means",
+    body_run="mini-imagenet-class-means",
+    body=replace(MINI_IMAGENET.body, class_means_from=3400),
+    rival="",
+)
+
 _VARIANTS = [*map(_vanilla, _PAPER), _told_t_minus_k(_PAPER[0])]
 
-EXPERIMENTS = {e.name: e for e in (OMNIGLOT, OMNIGLOT_BACKGROUND, MINI_IMAGENET, *_LADDER, _NEW_CLASSES, *_PAPER, *_VARIANTS, TINY, TINY_PAPER)}
+EXPERIMENTS = {e.name: e for e in (OMNIGLOT, OMNIGLOT_BACKGROUND, MINI_IMAGENET, _CLASS_MEANS, *_LADDER, _NEW_CLASSES, *_PAPER, *_VARIANTS, TINY, TINY_PAPER)}
 
 
 def experiment(name: str) -> Experiment:

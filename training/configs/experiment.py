@@ -49,6 +49,9 @@ class Experiment:
         prepare: trajectories.
         meta_train: `MetaTrainConfig` for the `default` recipe, `PaperConfig` for `paper`.
         views: V, how many changed copies of each example image the generator sees beside it.
+        view_share: how far the baseline moves class means to the mean of the views.
+        virtual: images of each training class that serve, turned and with their colours exchanged, as further classes.
+        rival: the config whose body, trained for class means at the same cost, bears further closed forms.
         ways: of the table's tasks.
         within: whether the table's tasks are of one group of classes each, an alphabet for example.
         episodes: tasks in each column of the table.
@@ -64,6 +67,9 @@ class Experiment:
     body_run: str = ""
     store_run: str = ""
     views: int = 0
+    view_share: float = 0.0
+    virtual: int = 0
+    rival: str = ""
     ways: tuple[int, ...] = (5, 20)
     within: bool = False
     episodes: int = 2000
