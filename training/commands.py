@@ -130,7 +130,8 @@ def export(argv: list[str]) -> int:
     workspace = _workspace(args)
     body, generator = workspace.body(), workspace.generator(args.seed)
     bundle = make_bundle(
-        workspace.bundle_config(), body, generator, workspace.features(body, "train"), workspace.bank(body, "val")
+        workspace.bundle_config(), body, generator, workspace.features(body, "train"), workspace.bank(body, "val"),
+        keep_metric=getattr(workspace.experiment.meta_train, "metric_shrink", None) is not None,
     )
     out = args.out or Path("bundles") / args.config
     print(f"bundle {out}, digest {bundle.save(out)}")

@@ -14,7 +14,7 @@ from ltdi.generator import Calibration, CalibrationRow, FlatGenerator, Generator
 from ltdi.heads import Head
 from ltdi.pipeline import Options
 from ltdi.support import SupportSet
-from training.comparators import BaseStatistics
+from training.comparators import BaseStatistics, shrunk_metric
 from training.episodes import Episodes, Protocol, draw
 from training.evaluate import generated
 from training.statistics import statistics_of_episodes
@@ -127,17 +127,12 @@ def _accuracy(head: Head, queries: Tensor, target: Tensor) -> float:
 def fit_metric(generator: ResidualGenerator, train: Tensor, validation: Tensor, episodes: int = 300) -> float:
     """Set the baseline's metric from training classes, shrunk as much as 5-shot validation tasks like best.
 
-    Scaled so that a covariance that is a multiple of the identity gives the class means.
-
     Returns:
         The shrinkage, 1 for class means.
     """
-    within = BaseStatistics.of(train).within
-    spread = within.diagonal().mean()
-    plain, scores = torch.eye(len(within)), {}
+    within, scores = BaseStatistics.of(train).within, {}
     for shrink in SHRINKAGES:
-        covariance = (1 - shrink) * within + shrink * spread * plain
-        generator.metric = 2 * spread * torch.linalg.inv(covariance.double()).float()
+        generator.metric = shrunk_metric(within, shrink)
         generator.calibration = Calibration((CalibrationRow(1, 0.0),))
         scores[shrink] = sum(_errors(generated(generator), validation, w, 5, episodes) for w in WAYS), generator.metric
     best = min(SHRINKAGES, key=lambda shrink: scores[shrink][0])
@@ -145,14 +140,17 @@ def fit_metric(generator: ResidualGenerator, train: Tensor, validation: Tensor, 
     return best
 
 
-def make_bundle(config: BundleConfig, body: nn.Module, generator: Generator, train: Tensor, features: Tensor) -> Bundle:
+def make_bundle(
+    config: BundleConfig, body: nn.Module, generator: Generator, train: Tensor, features: Tensor, *, keep_metric: bool = False
+) -> Bundle:
     """A bundle with everything that training statistics and validation decide filled in.
 
     Args:
+        keep_metric: leave the baseline's metric as the generator was trained with it.
         train: features of training classes, `[classes, drawings, D]`.
         features: a bank of validation classes, as `training.episodes.draw` takes it.
     """
-    if isinstance(generator, ResidualGenerator):
+    if isinstance(generator, ResidualGenerator) and not keep_metric:
         fit_metric(generator, train, features)
     config = replace(config, calibration=calibrate(generator, features))
     bundle = Bundle(config, body, generator)

@@ -27,6 +27,7 @@ from training.checkpoint import (
     with_prefix,
     without_prefix,
 )
+from training.comparators import BaseStatistics, shrunk_metric
 from training.episodes import COLUMNS, Protocol, draw
 from training.estimator import fit_mean_estimator
 from training.progress import RunLog
@@ -47,12 +48,16 @@ class MetaTrainConfig:
         one_shot_splits, many_shot_splits: how many times each batch is split into support and queries,
             with one example a class and with two or more.
         lr: peak learning rate of AdamW, cosine to zero.
+        temperatures: divisors of logits in the loss, for one example a class and for more; those with the least cross
+            entropy of the baseline, or the generator learns a scale before anything else.
         blind: share of splits whose examples have no views, as a caller's features have none.
         mixed: share of the classes of a batch that take up to half of their channels from another class (`mix_classes`).
         plain: share of batches of the training classes as they are, where there are virtual ones too.
         estimate_lr: learning rate of the estimators of class means, in units of `lr`; 0 leaves them as they were fitted.
         ridge_features, ridge_views: penalties of the estimators of class means, in units of the variance of
             what they see.
+        metric_shrink: the baseline is LDA with the training classes' covariance, shrunk so much, from two examples on; fitted at
+            export, after training on class means, where absent.
         eq2_weight: weight of the trajectory loss on prepared trajectories.
         trajectory_tasks: trajectories in a step.
     """
@@ -64,12 +69,14 @@ class MetaTrainConfig:
     one_shot_splits: int = 2
     many_shot_splits: int = 1
     lr: float = 1e-3
+    temperatures: tuple[float, float] = (1.0, 1.0)
     blind: float = 0.5
     mixed: float = 0.0
     plain: float = 0.15
     estimate_lr: float = 0.0
     ridge_features: float = 0.3
     ridge_views: float = 0.01
+    metric_shrink: float | None = None
     eq2_weight: float = 0.0
     trajectory_tasks: int = 32
     weight_decay: float = 0.01
@@ -134,13 +141,15 @@ def generate_batch(generator: ResidualGenerator, support: Tensor, noise: Tensor,
 
 
 def task_loss(
-    generator: ResidualGenerator, batch: Tensor, ways: int, shots: list[int], chance: torch.Generator, blind: float = 0
+    generator: ResidualGenerator, batch: Tensor, ways: int, shots: list[int], chance: torch.Generator, blind: float = 0,
+    temperatures: tuple[float, float] = (1.0, 1.0),
 ) -> Tensor:
     """Mean cross entropy of queries under generated heads, one split of the batch for each of `shots`.
 
     Args:
         batch: `[classes, drawings, S, D]`.
         blind: share of splits whose views are hidden.
+        temperatures: as in `MetaTrainConfig`.
     """
     losses = []
     for k in shots:
@@ -148,6 +157,7 @@ def task_loss(
         split = cut_tasks(batch[:, :, :1] if hidden else batch, ways, k, chance)
         noise = torch.randn(len(split.support), 1, *generator.noise_shape(ways), generator=chance)
         logits = baselines.logits(generate_batch(generator, split.support, noise, split.views), split.queries)
+        logits = logits / temperatures[k > 1]
         losses.append(F.cross_entropy(logits.flatten(0, 1), split.target.repeat(len(logits))))
     return torch.stack(losses).mean()
 
@@ -188,6 +198,8 @@ def initial_generator(
         features.shape[-1], config.schedule, config.denoiser, codec, centre.clone(), scale.clone(), view_maps=view_maps,
         view_share=view_share,
     )
+    if config.metric_shrink is not None:
+        generator.metric = shrunk_metric(BaseStatistics.of(features).within, config.metric_shrink)
     seen = _around_their_means([bank, *virtual]) if virtual else bank
     generator.from_features = fit_mean_estimator(seen, views=False, ridge=config.ridge_features)
     if generator.has_views:
@@ -324,7 +336,7 @@ def _loss(
     ways = config.ways[int(torch.randint(len(config.ways), (1,), generator=chance))]
     more = torch.randint(2, config.drawings, (config.many_shot_splits,), generator=chance).tolist()
     shots = [1] * config.one_shot_splits + more
-    task = task_loss(generator, batch, ways, shots, chance, config.blind)
+    task = task_loss(generator, batch, ways, shots, chance, config.blind, config.temperatures)
     loss, parts = task, {"task": task.item()}
     if config.eq2_weight:
         eq2 = eq2_loss(generator, store, config.trajectory_tasks, chance)

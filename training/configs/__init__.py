@@ -48,10 +48,10 @@ OMNIGLOT = Experiment(
 OMNIGLOT_BACKGROUND = Experiment(
     name="omniglot-background",
     data="omniglot-background",
-    body=BodyConfig(image_size=40, steps=1600, whole_groups=True, bfloat16=True),
+    body=BodyConfig(image_size=40, steps=1000, whole_groups=True, bfloat16=True),
     body_run="omniglot-background",
     meta_train=replace(OMNIGLOT.meta_train, eq2_weight=0.0, ways=(5, 20), validate_every=0),
-    views=16,
+    views=8,
     ways=(20,),
     within=True,
     episodes=1000,
@@ -68,8 +68,29 @@ MINI_IMAGENET = Experiment(
     data="mini-imagenet",
     body=ClassifyConfig(),
     body_run="mini-imagenet",
-    meta_train=MetaTrainConfig(),
+    meta_train=MetaTrainConfig(
+        steps=2000, classes=60, drawings=12, ways=(5,), one_shot_splits=3, many_shot_splits=2, temperatures=(6.0, 2.5),
+        blind=0.2, mixed=0.9, plain=0.5, estimate_lr=1.0, ridge_features=0.3, ridge_views=0.1, weight_decay=0.05,
+        metric_shrink=0.9, denoiser=ClassTokensConfig(width=64, heads=4, encoder_layers=1, dropout=0.2),
+        validate_every=500,
+    ),
     views=3,
+    view_share=0.5,
+    virtual=75,
+    rival="mini-imagenet-class-means",
+    terms=(
+        "mini-ImageNet (Vinyals et al., 2016; split of Ravi and Larochelle), images of ImageNet: non-commercial research only, "
+        "so that no bundle ships"
+    ),
+    trained_on=(
+        "the 64 training classes for body and generator; strength, temperature and fallback margin fitted on the 16 validation "
+        "classes; the 20 test classes used for this card alone."
+    ),
+    limits=(
+        "It reads colour photographs of one thing, 48 x 48 after preparation. At that size and on half of the data set's images a "
+        "head is right on half of the queries at one example of five classes: for use on photographs take a larger body. On "
+        "other data sets see the transfer rows of the README."
+    ),
 )
 
 
