@@ -69,15 +69,16 @@ MINI_IMAGENET = Experiment(
     body=ClassifyConfig(),
     body_run="mini-imagenet",
     meta_train=MetaTrainConfig(
-        steps=2000, classes=60, drawings=12, ways=(5,), one_shot_splits=3, many_shot_splits=2, temperatures=(6.0, 2.5),
+        steps=1200, classes=60, drawings=12, ways=(5,), one_shot_splits=3, many_shot_splits=2, temperatures=(6.0, 2.5),
         blind=0.2, mixed=0.9, plain=0.5, estimate_lr=1.0, ridge_features=0.3, ridge_views=0.1, weight_decay=0.05,
         metric_shrink=0.9, denoiser=ClassTokensConfig(width=64, heads=4, encoder_layers=1, dropout=0.2),
-        validate_every=500,
+        validate_every=400,
     ),
     views=3,
     view_share=0.5,
     virtual=75,
     rival="mini-imagenet-class-means",
+    ways=(5,),
     terms=(
         "mini-ImageNet (Vinyals et al., 2016; split of Ravi and Larochelle), images of ImageNet: non-commercial research only, "
         "so that no bundle ships"

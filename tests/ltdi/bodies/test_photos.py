@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+import ltdi
 from ltdi.bodies.loader import BodyConfig, build_body
 from ltdi.errors import InvalidConfig
 from ltdi.images import prepare_photos
+from tests.conftest import make_bundle
 
 
 def test_features_are_of_one_length_and_of_the_last_width_at_any_image_size() -> None:
@@ -31,3 +35,15 @@ def test_grey_and_colour_images_become_colour_squares() -> None:
     grey = prepare_photos(torch.full((1, 12, 12), 0.5), 6)
     assert grey.shape == (1, 3, 6, 6) and bool((grey == 128).all() | (grey == 127).all())
     assert prepare_photos([], 6).shape == (0, 3, 6, 6)
+
+
+def test_a_bundle_makes_heads_from_colour_images_and_their_views(tmp_path: Path) -> None:
+    body = BodyConfig("photos", widths=(4, 6, 8, 10), image_size=16)
+    folder = make_bundle(tmp_path / "photos", body=body, head_sizes=(10, 0), views=3, view_share=0.5)
+    bundle = ltdi.load_bundle(folder, device="cpu")
+    assert bundle.config.view_share == bundle.generator.view_share == 0.5
+    images = torch.randint(256, (6, 3, 20, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    head = bundle.generate(images, ["a", "b"] * 3)
+    assert head.feature_size == 10 and len(head.predict(bundle.embed(images[:2]))) == 2
+    plain = bundle.generate(bundle.embed(images), ["a", "b"] * 3)
+    assert not torch.equal(plain.layers[0].weight, head.layers[0].weight)  # features have no views
