@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from ltdi import baselines
+from ltdi.bodies.loader import BodyConfig, build_body
 from ltdi.denoisers.class_tokens import ClassTokensConfig
+from training.cards import markdown_table
 from training.comparators import BaseStatistics, comparators_with_views
 from training.controls import negative_controls
-from training.episodes import Protocol, draw
-from training.evaluate import Bank, Estimate, accuracies, choose, columns, evaluate_column
+from training.data.omniglot import OneShotRuns
+from training.episodes import Protocol, draw, oneshot_episodes
+from training.evaluate import Bank, Estimate, accuracies, choose, columns, evaluate_column, evaluate_runs
 from training.export import calibrate, fit_metric
 from training.meta_train import MetaTrainConfig, initial_generator
 from training.statistics import statistics_of_episodes
@@ -142,3 +145,35 @@ def test_controls_know_nothing_and_noise_costs_accuracy(features: torch.Tensor) 
         assert abs(accuracy[name] - 20) < 15, name
     assert accuracy["generated"] > 70 and accuracy["nearest training head"] > 70  # measured on the training classes
     assert accuracy["baseline with noise of the residual's norm"] < accuracy["baseline"]
+
+
+def test_official_runs_become_episodes_with_queries_in_the_order_of_their_classes() -> None:
+    chance = torch.Generator().manual_seed(0)
+    support = torch.randint(256, (3, 4, 16, 16), generator=chance, dtype=torch.uint8)
+    target = torch.stack([torch.randperm(4, generator=chance) for _ in range(3)])
+    queries = support.gather(1, target[:, :, None, None].expand(-1, -1, 16, 16))  # each item is its class's example
+    body = build_body(BodyConfig(channels=4, image_size=16)).eval()
+    episodes = oneshot_episodes(body, OneShotRuns(support, queries, target), torch.eye(3)[None, :2])
+    assert episodes.support.shape == episodes.query.shape == (3, 4, 1, body.feature_size)
+    assert torch.allclose(episodes.support, episodes.query) and episodes.views.shape[3] == 2
+    assert torch.allclose(episodes.views[:, :, :, 0], episodes.support, atol=1e-5)
+
+
+def test_errors_on_runs_stand_beside_the_best_closed_form(features: torch.Tensor) -> None:
+    generator = initial_generator(SILENT, features.unsqueeze(2)).eval()
+    bank = Bank(features, features, BaseStatistics.of(features))
+    runs = next(draw(features, Protocol(5, 1, queries=1, episodes=20)))
+    found = evaluate_runs(runs, bank, {0: generator}, validation_episodes=10)
+    assert found["error_by_seed"]["0"] > 0 and found["error"] >= 0 and found["closed_form"]
+
+
+def test_a_rival_body_bears_closed_forms_of_its_own(features: torch.Tensor) -> None:
+    generator = initial_generator(SILENT, features.unsqueeze(2)).eval()
+    bank = Bank(features, features, BaseStatistics.of(features))
+    clear = features.mean(1, keepdim=True).expand_as(features)
+    rival = Bank(clear, clear, BaseStatistics.of(features))
+    column = evaluate_column(Protocol(5, 1, episodes=20), bank, {0: generator}, validation_episodes=10, rival=rival)
+    assert column["rival"]["accuracy"]["mean"] == 100
+    own = column["accuracy"]["generated, seed 0"]["mean"]
+    assert column["rival"]["difference_by_seed"]["0"]["mean"] == pytest.approx(own - 100)
+    assert "on a body trained for class means" in markdown_table([column])
