@@ -98,6 +98,23 @@ def controls_table(controls: dict[str, dict[str, dict]]) -> str:
     return _rows(rows)
 
 
+def pool_table(rows: list[dict]) -> str:
+    """Tasks with a pool, a row for each kind of it: accuracies and paired differences, percent."""
+    seeds = list(rows[0]["difference_by_seed"])
+    table = [["", "generated", "soft k-means", "generated, no pool", *(f"difference, seed {seed}" for seed in seeds)]]
+    table.append(["---"] * len(table[0]))
+    for row in rows:
+        pool, accuracy = row["pool"], row["accuracy"]
+        kind = f"{pool['size']} items, {'balanced' if pool['even'] else 'unbalanced'}"
+        kind += f", {pool['polluted']:.0%} of other classes" if pool["polluted"] else ""
+        names = (f"seed {seeds[0]}", "soft k-means", "generated, no pool")
+        table.append(
+            [f"{row['protocol']}, {kind}", *(_estimate(accuracy[name]) for name in names),
+             *(_signed(row["difference_by_seed"][seed]) for seed in seeds)]
+        )
+    return _rows(table)
+
+
 def _rows(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 

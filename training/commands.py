@@ -16,7 +16,7 @@ from ltdi.files import write_bytes, write_json
 from ltdi.generator import ResidualGenerator
 from training.bench import bench as run_bench
 from training.bench import bench_whole_tasks
-from training.cards import card_of, controls_table, eq2_table, markdown_table
+from training.cards import card_of, controls_table, eq2_table, markdown_table, pool_table
 from training.comparators import BaseStatistics
 from training.configs import EXPERIMENTS, experiment
 from training.configs.experiment import ELSEWHERE, Experiment
@@ -26,6 +26,7 @@ from training.data.omniglot import load_oneshot_runs
 from training.episodes import Protocol, oneshot_episodes
 from training.evaluate import Bank, columns, evaluate_column, evaluate_runs
 from training.export import make_bundle
+from training.image_pools import POOL_KINDS, pool_row
 from training.meta_train import meta_train as train_default
 from training.meta_train import validation_gain
 from training.meta_train_paper import train_paper
@@ -147,6 +148,7 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--part", choices=("val", "test"), default="test", help="val while choosing, test once")
     parser.add_argument("--on", choices=tuple(ELSEWHERE), help="images of another data set in place of test classes")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the JSON")
+    parser.add_argument("--pool", action="store_true", help="tasks with an unlabelled pool, in a table of their own")
     parser.add_argument("--no-card", action="store_true", help="leave the bundle's card as it is")
     args = parser.parse_args(argv)
     workspace, folder = _workspace(args), args.bundle or Path("bundles") / args.config
@@ -154,6 +156,8 @@ def evaluate(argv: list[str]) -> int:
     own = _bank(workspace, bundle.body, args.part, args.on)
     generators = {0: bundle.generator} | _other_seeds(workspace, bundle)
     episodes = args.episodes or workspace.experiment.episodes
+    if args.pool:
+        return _evaluate_pools(args, bundle, own, generators, episodes)
     found = columns(_ways(bundle, own, workspace.experiment), episodes, own.groups is not None)
     rival = _rival(workspace, args)
     table = [evaluate_column(p, own, generators, rival=rival) for p in found]
@@ -180,6 +184,18 @@ def evaluate(argv: list[str]) -> int:
         write_json(folder / "card.json", card)
         tables = [text, f"On validation classes, by weight of Eq. 2:\n\n{eq2_table(ladder)}"] if ladder else [text]
         write_bytes(folder / "card.md", ("\n\n".join([card["text"], *tables]) + "\n").encode())
+    return 0
+
+
+def _evaluate_pools(args: argparse.Namespace, bundle: Bundle, bank: Bank, generators: dict, episodes: int) -> int:
+    rows = [
+        pool_row(generators, bank.validation, bank.test, Protocol(5, shots, episodes=episodes), kind)
+        for shots in (1, 5)
+        for kind in POOL_KINDS
+    ]
+    result = {"config": args.config, "commit": commit(), "bundle_digest": bundle.digest, "part": args.part, "rows": rows}
+    write_json(args.results / f"{args.config}-pool{'' if args.part == 'test' else '-val'}.json", result)
+    print(pool_table(rows))
     return 0
 
 
