@@ -160,7 +160,8 @@ def evaluate(argv: list[str]) -> int:
         return _evaluate_pools(args, bundle, own, generators, episodes)
     found = columns(_ways(bundle, own, workspace.experiment), episodes, own.groups is not None)
     rival = _rival(workspace, args)
-    table = [evaluate_column(p, own, generators, rival=rival) for p in found]
+    chosen_on = workspace.experiment.validation_episodes
+    table = [evaluate_column(p, own, generators, chosen_on, rival) for p in found]
     result = {
         "config": args.config,
         "commit": commit(),

@@ -48,13 +48,14 @@ OMNIGLOT = Experiment(
 OMNIGLOT_BACKGROUND = Experiment(
     name="omniglot-background",
     data="omniglot-background",
-    body=BodyConfig(image_size=40, steps=1000, whole_groups=True, bfloat16=True),
+    body=BodyConfig(image_size=40, steps=700, whole_groups=True, bfloat16=True),
     body_run="omniglot-background",
-    meta_train=replace(OMNIGLOT.meta_train, eq2_weight=0.0, ways=(5, 20), validate_every=0),
-    views=8,
+    meta_train=replace(OMNIGLOT.meta_train, steps=200, eq2_weight=0.0, ways=(5, 20), validate_every=0),
+    views=5,
     ways=(20,),
     within=True,
     episodes=1000,
+    validation_episodes=200,
     terms=OMNIGLOT_TERMS,
     trained_on=(
         "25 of the 30 background alphabets, no rotations added; strength, temperature and fallback margin fitted on the other "

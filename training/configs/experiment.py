@@ -54,7 +54,7 @@ class Experiment:
         rival: the config whose body, trained for class means at the same cost, bears further closed forms.
         ways: of the table's tasks.
         within: whether the table's tasks are of one group of classes each, an alphabet for example.
-        episodes: tasks in each column of the table.
+        episodes, validation_episodes: tasks in each column of the table, and for the choice of its closed forms.
         terms: the terms of use of the data, for the card.
         trained_on, limits: for the card: which classes served what; what the bundle reads, and where it fails.
     """
@@ -73,6 +73,7 @@ class Experiment:
     ways: tuple[int, ...] = (5, 20)
     within: bool = False
     episodes: int = 2000
+    validation_episodes: int = 400
     terms: str = ""
     trained_on: str = ""
     limits: str = ""
