@@ -29,13 +29,13 @@ MARGINS = (0.02, 0.05, 0.1, 0.2, 1.0)
 
 @torch.inference_mode()
 def calibrate(generator: Generator, features: Tensor, episodes: int = 400) -> Calibration:
-    """Strengths with the best mean accuracy over 5- and 20-way tasks, then temperatures with the least cross entropy.
+    """Strengths with the best mean accuracy over 5- and 20-way tasks (or of all classes, where these are fewer), then temperatures with the least cross entropy.
 
     Args:
         features: a bank of validation classes, as `training.episodes.draw` takes it.
     """
     flat = isinstance(generator, FlatGenerator)
-    ways = (generator.ways,) if flat else WAYS
+    ways = (generator.ways,) if flat else ways_of(features)
     rows = []
     for shots in SHOTS:
         strength = 1.0 if flat else _best_strength(generator, features, shots, episodes)
@@ -53,6 +53,11 @@ def calibrate(generator: Generator, features: Tensor, episodes: int = 400) -> Ca
     return generator.calibration
 
 
+def ways_of(features: Tensor) -> tuple[int, ...]:
+    """`WAYS`, or all classes there are where these are fewer."""
+    return tuple(dict.fromkeys(min(w, len(features)) for w in WAYS))
+
+
 def _protocol(ways: int, shots: int, episodes: int) -> Protocol:
     return Protocol(ways, shots, queries=min(15, 20 - shots), episodes=episodes, seed=2)
 
@@ -66,7 +71,7 @@ def _best_strength(generator: Generator, features: Tensor, shots: int, episodes:
     scores = []
     for strength in STRENGTHS:
         generator.calibration = Calibration((CalibrationRow(shots, strength),))
-        errors = [_errors(generated(generator), features, w, shots, episodes) for w in WAYS]
+        errors = [_errors(generated(generator), features, w, shots, episodes) for w in ways_of(features)]
         scores.append(errors)
     relative = [sum(e / max(scores[0][i], 1e-6) for i, e in enumerate(errors)) for errors in scores]
     return STRENGTHS[min(range(len(STRENGTHS)), key=relative.__getitem__)]
@@ -134,7 +139,7 @@ def fit_metric(generator: ResidualGenerator, train: Tensor, validation: Tensor, 
     for shrink in SHRINKAGES:
         generator.metric = shrunk_metric(within, shrink)
         generator.calibration = Calibration((CalibrationRow(1, 0.0),))
-        scores[shrink] = sum(_errors(generated(generator), validation, w, 5, episodes) for w in WAYS), generator.metric
+        scores[shrink] = sum(_errors(generated(generator), validation, w, 5, episodes) for w in ways_of(validation)), generator.metric
     best = min(SHRINKAGES, key=lambda shrink: scores[shrink][0])
     generator.metric = scores[best][1].clone()
     return best
