@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ltdi.views import warp
-from training.data.dataset import ClassImages
 
 
 def random_affine(images: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
@@ -69,16 +68,3 @@ def crop_views(count: int) -> Tensor:
         for side, right, down, mirrored in CROPS[:count]
     ]
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, 2, 3)
-
-
-CHANNEL_ORDERS = ((1, 2, 0), (2, 0, 1), (2, 1, 0))
-
-
-def virtual_classes(data: ClassImages) -> list[tuple[str, ClassImages]]:
-    """Colour images changed so that a body knows their classes no better than new ones: turned, and with channels exchanged.
-
-    A body tells its training classes apart too well: a generator that learns on them meets harder tasks in use.
-    """
-    turned = [(f"turn{90 * turn}", torch.rot90(data.images, turn, (3, 4))) for turn in (1, 2, 3)]
-    exchanged = [("order" + "".join(map(str, order)), data.images[:, :, list(order)]) for order in CHANNEL_ORDERS]
-    return [(name, ClassImages(images.contiguous(), data.names)) for name, images in turned + exchanged]

@@ -33,6 +33,7 @@ from training.estimator import fit_mean_estimator
 from training.progress import RunLog
 from training.statistics import statistics_of_episodes
 from training.trajectories import Trajectories
+from training.virtual import around_their_means, mix_classes
 
 CHECKPOINT = "generator.ckpt.safetensors"
 
@@ -121,20 +122,6 @@ def cut_tasks(batch: Tensor, ways: int, shots: int, generator: torch.Generator) 
     return Split(examples[..., 0, :], queries, target, examples[..., 1:, :] if batch.shape[2] > 1 else None)
 
 
-def mix_classes(batch: Tensor, other: Tensor, share: float, chance: torch.Generator) -> Tensor:
-    """New classes from two batches `[classes, drawings, S, D]`: channels of one class, the rest of another, for all drawings alike.
-
-    A share of the classes takes up to half of its channels from `other`; features keep their length.
-    """
-    classes, size = len(batch), batch.shape[-1]
-    most = torch.rand(classes, 1, generator=chance) / 2 * (torch.rand(classes, 1, generator=chance) < share)
-    taken = torch.rand(classes, size, generator=chance) < most
-    mixed = torch.where(taken[:, None, None], other, batch)
-    seen = mixed[:, :, :2]  # features and mean of views, which are of about one length; spreads stay as they are
-    lengths = batch[:, :, :2].norm(dim=-1, keepdim=True) / seen.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-    return torch.cat([seen * lengths, mixed[:, :, 2:]], dim=2)
-
-
 def generate_batch(generator: ResidualGenerator, support: Tensor, noise: Tensor, views: Tensor | None = None) -> Tensor:
     """Heads `[B, N, D + 1]` of support sets `[B, N, K, D]`, noise `[B, draws, N, D + 1]`; differentiable."""
     return generate_weights(generator, generator.describe(statistics_of_episodes(support, views)), noise)
@@ -200,17 +187,11 @@ def initial_generator(
     )
     if config.metric_shrink is not None:
         generator.metric = shrunk_metric(BaseStatistics.of(features).within, config.metric_shrink)
-    seen = _around_their_means([bank, *virtual]) if virtual else bank
+    seen = around_their_means([bank, *virtual]) if virtual else bank
     generator.from_features = fit_mean_estimator(seen, views=False, ridge=config.ridge_features)
     if generator.has_views:
         generator.from_views = fit_mean_estimator(seen, views=True, ridge=config.ridge_views)
     return generator
-
-
-def _around_their_means(banks: Sequence[Tensor]) -> Tensor:
-    """Banks as one, each less its mean features, cut to as many drawings as the smallest has."""
-    fewest = min(bank.shape[1] for bank in banks)
-    return torch.cat([bank[:, :fewest] - bank[:, :fewest, :1].mean((0, 1)) for bank in banks])
 
 
 @torch.inference_mode()

@@ -17,7 +17,6 @@ from ltdi.files import read_safetensors, write_json, write_safetensors
 from ltdi.generator import Generator
 from training import meta_train as default_recipe
 from training import meta_train_paper as paper_recipe
-from training.augment import virtual_classes
 from training.body import train_body
 from training.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
 from training.classify import ClassifyConfig, train_classifier
@@ -26,6 +25,7 @@ from training.data.dataset import ClassImages
 from training.episodes import embed_all, embed_bank
 from training.prepare import body_digest, data_digest
 from training.trajectories import Trajectories
+from training.virtual import virtual_classes
 
 BODY = "body.ckpt.safetensors"
 

@@ -9,7 +9,6 @@ import torch
 
 from ltdi import baselines
 from ltdi.denoisers.class_tokens import ClassTokensConfig
-from training.augment import virtual_classes
 from training.body import BodyConfig, class_mean_loss, train_body
 from training.checkpoint import load_checkpoint
 from training.data.dataset import ClassImages
@@ -21,9 +20,9 @@ from training.meta_train import (
     generate_batch,
     initial_generator,
     meta_train,
-    mix_classes,
 )
 from training.statistics import statistics_of_episodes
+from training.virtual import mix_classes, virtual_classes
 
 CONFIG = MetaTrainConfig(
     steps=6, classes=12, drawings=4, ways=(4, 6), denoiser=ClassTokensConfig(width=16, heads=2), checkpoint_every=3
