@@ -148,11 +148,14 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--part", choices=("val", "test"), default="test", help="val while choosing, test once")
     parser.add_argument("--on", choices=tuple(ELSEWHERE), help="images of another data set in place of test classes")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the JSON")
+    parser.add_argument("--ways", type=int, help="classes of a task, in a file of its own (default: as the config says)")
     parser.add_argument("--pool", action="store_true", help="tasks with an unlabelled pool, in a table of their own")
     parser.add_argument("--no-card", action="store_true", help="leave the bundle's card as it is")
     args = parser.parse_args(argv)
     workspace, folder = _workspace(args), args.bundle or Path("bundles") / args.config
     bundle = load_bundle_without_card(folder)
+    if args.ways:
+        workspace.experiment = replace(workspace.experiment, ways=(args.ways,))
     own = _bank(workspace, bundle.body, args.part, args.on)
     generators = {0: bundle.generator} | _other_seeds(workspace, bundle)
     episodes = args.episodes or workspace.experiment.episodes
@@ -171,7 +174,8 @@ def evaluate(argv: list[str]) -> int:
         "columns": table,
         **_further(workspace, bundle, own, generators, args.on),
     }
-    suffix = f"-on-{args.on}" if args.on else "" if args.part == "test" else "-val"
+    suffix = f"-{args.ways}w" if args.ways else ""
+    suffix += f"-on-{args.on}" if args.on else "" if args.part == "test" else "-val"
     write_json(args.results / f"{args.config}{suffix}.json", result)
     text = markdown_table(table)
     if "controls" in result:
