@@ -23,6 +23,8 @@ from training.checkpoint import (
 from training.data.dataset import ClassImages
 from training.progress import RunLog
 
+CLASS_MEAN_SCALE = 2.0  # of features of unit length, about where the cross entropy of class means is least
+
 
 @dataclass(frozen=True)
 class ClassifyConfig:
@@ -35,9 +37,9 @@ class ClassifyConfig:
         turned: share of a batch that is turned by 90, 180 or 270 degrees, each turn of a class a class of its own.
         lr: peak learning rate of AdamW, cosine to zero.
         smoothing: of labels.
-        class_means_from: the step from which batches are judged by class means, as `training.body` does, in place of
-            a classifier; never where absent.
+        by_class_means: whether batches are judged by class means, as `training.body` does, in place of a classifier.
         drawings: images a class of those batches.
+        start: the folder under `runs/` of a body to begin with.
         ema: decay of the average of parameters that becomes the body.
         seed: of initialisation, batches and augmentation.
     """
@@ -51,8 +53,9 @@ class ClassifyConfig:
     lr: float = 3e-3
     weight_decay: float = 0.05
     smoothing: float = 0.1
-    class_means_from: int | None = None
+    by_class_means: bool = False
     drawings: int = 4
+    start: str = ""
     ema: float = 0.998
     checkpoint_every: int = 200
     seed: int = 0
@@ -136,18 +139,24 @@ def class_means_loss(model: Classifier, data: ClassImages, config: ClassifyConfi
     ways = config.batch // config.drawings
     classes = torch.rand(len(data), generator=generator).argsort()[:ways].repeat_interleave(config.drawings)
     features = model.features(draw_images(data, config, classes, generator))
-    scaled = (model.sharpness / 2).exp() * features  # squared distances of unit vectors are twice as sharp as cosines
-    return class_mean_loss(scaled.unflatten(0, (ways, -1)).transpose(0, 1))
+    return class_mean_loss((CLASS_MEAN_SCALE * features).unflatten(0, (ways, -1)).transpose(0, 1))
 
 
-def train_classifier(config: ClassifyConfig, data: ClassImages, out: Path) -> PhotoConv4:
+def train_classifier(
+    config: ClassifyConfig, data: ClassImages, out: Path, start: dict[str, Tensor] | None = None
+) -> PhotoConv4:
     """Train, writing `body.ckpt.safetensors` under `out`; goes on from it where it is there.
+
+    Args:
+        start: a body to begin with.
 
     Returns:
         The averaged body, in evaluation mode.
     """
     torch.manual_seed(config.seed)
     model, average = Classifier(config, len(data)), PhotoConv4(config.widths, config.image_size)
+    if start is not None:
+        model.body.load_state_dict(start)
     average.load_state_dict(model.body.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     first = _resume(out / "body.ckpt.safetensors", model, average, optimizer)
@@ -157,8 +166,7 @@ def train_classifier(config: ClassifyConfig, data: ClassImages, out: Path) -> Ph
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1, (step + 1) / 200) * (1 + math.cos(math.pi * step / config.steps)) / 2
-        by_means = config.class_means_from is not None and step >= config.class_means_from
-        loss = (class_means_loss if by_means else classify_loss)(model, data, config, generator)
+        loss = (class_means_loss if config.by_class_means else classify_loss)(model, data, config, generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -54,8 +54,11 @@ class Workspace:
         if path.exists() and "adopted_from" in load_checkpoint(path)[1]:
             return self.body()
         images = self.experiment.load(self.data, "train")
-        train = train_classifier if isinstance(self.experiment.body, ClassifyConfig) else train_body
-        return train(self.experiment.body, images, self.body_folder)
+        config = self.experiment.body
+        if not isinstance(config, ClassifyConfig):
+            return train_body(config, images, self.body_folder)
+        start = self._averaged(self.body_folder.parent / config.start / BODY) if config.start else None
+        return train_classifier(config, images, self.body_folder, start)
 
     def adopt_body(self, bundle: Bundle) -> nn.Module:
         """The body of a bundle in place of one trained here."""
@@ -69,10 +72,13 @@ class Workspace:
         Raises:
             DataMissing: `ltdi prepare` has not run.
         """
-        path = self.body_folder / BODY
+        return self._body(self._averaged(self.body_folder / BODY))
+
+    def _averaged(self, path: Path) -> dict[str, Tensor]:
+        """What a checkpoint of a body holds of the averaged one."""
         if not path.exists():
-            raise DataMissing(f"no trained body at {path}; run `ltdi prepare --config {self.experiment.name}` first")
-        return self._body(without_prefix("average.", load_checkpoint(path)[0]))
+            raise DataMissing(f"no trained body at {path}; run `ltdi prepare --config {path.parent.name}` first")
+        return without_prefix("average.", load_checkpoint(path)[0])
 
     def _body(self, tensors: dict[str, Tensor]) -> nn.Module:
         body = build_body(self.experiment.bundled_body)

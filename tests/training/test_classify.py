@@ -12,7 +12,7 @@ from training.classify import ClassifyConfig, crop, crop_maps, train_classifier
 from training.data.dataset import ClassImages
 
 CONFIG = ClassifyConfig(
-    widths=(8, 8, 8, 16), image_size=16, crop_size=14, steps=6, batch=16, class_means_from=3, checkpoint_every=6
+    widths=(8, 8, 8, 16), image_size=16, crop_size=14, steps=6, batch=16, checkpoint_every=6
 )
 
 
@@ -38,6 +38,15 @@ def test_a_killed_run_ends_with_the_same_body(tmp_path, monkeypatch) -> None:
     again = train_classifier(CONFIG, photos(), tmp_path / "killed")
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in whole.state_dict().items())
     assert whole.centre.abs().sum() > 0
+
+
+def test_a_body_by_class_means_begins_with_another(tmp_path) -> None:
+    first = train_classifier(CONFIG, photos(), tmp_path / "first").state_dict()
+    config = replace(CONFIG, by_class_means=True, steps=3, lr=0.0)
+    second = train_classifier(config, photos(), tmp_path / "second", first)
+    assert torch.equal(second.blocks[0][0].weight, first["blocks.0.0.weight"])
+    moved = train_classifier(replace(config, lr=1e-2), photos(), tmp_path / "third", first)
+    assert not torch.equal(moved.blocks[0][0].weight, first["blocks.0.0.weight"])
 
 
 def test_crops_lie_inside_the_image_and_half_are_mirrored() -> None:

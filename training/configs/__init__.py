@@ -48,7 +48,7 @@ OMNIGLOT = Experiment(
 OMNIGLOT_BACKGROUND = Experiment(
     name="omniglot-background",
     data="omniglot-background",
-    body=BodyConfig(image_size=40, steps=700, whole_groups=True, bfloat16=True),
+    body=BodyConfig(image_size=40, steps=600, whole_groups=True, bfloat16=True),
     body_run="omniglot-background",
     meta_train=replace(OMNIGLOT.meta_train, steps=200, eq2_weight=0.0, ways=(5, 20), validate_every=0),
     views=5,
@@ -190,7 +190,7 @@ _CLASS_MEANS = replace(
     MINI_IMAGENET,
     name="mini-imagenet-class-means",
     body_run="mini-imagenet-class-means",
-    body=replace(MINI_IMAGENET.body, class_means_from=3400),
+    body=replace(MINI_IMAGENET.body, steps=800, lr=3e-4, by_class_means=True, start="mini-imagenet"),
     rival="",
 )
 
