@@ -17,8 +17,8 @@ from training.evaluate import Estimate
 from training.statistics import statistics_of_episodes
 
 SHARES = (0.0, 0.35, 0.5)  # of views in class means
-SHARPNESS = (0.1, 0.2, 0.4, 0.8)  # of answers on the pool, in logits
-WEIGHTS = (0.1, 0.2, 0.4, 0.8)  # of a pool item beside an example
+SHARPNESS = (0.2, 0.4, 0.8, 1.6)  # of answers on the pool, in logits
+WEIGHTS = (0.05, 0.1, 0.2, 0.4)  # of a pool item beside an example
 ROUNDS = 3
 
 
@@ -108,7 +108,7 @@ def soft_k_means(tasks: PoolTasks, setting: PoolSetting) -> Tensor:
     start = torch.lerp(tasks.support, tasks.views[..., 0, :], setting.share).mean(2)
     means = start
     for _ in range(ROUNDS):
-        means = _with_pool(start, baselines.nearest_mean(means), tasks, setting)
+        means, _ = _with_pool(start, baselines.nearest_mean(means), tasks, setting)
     return baselines.nearest_mean(means)
 
 
@@ -119,27 +119,27 @@ def generated_with_pool(generator: ResidualGenerator, tasks: PoolTasks, setting:
     plain = statistics_of_episodes(tasks.support, tasks.views)
     head = generate_weights(generator, generator.describe(plain), noise)
     for _ in range(ROUNDS - 1):
-        moved = _with_pool(plain.means, head, tasks, setting)
-        described = generator.describe(_moved(plain, moved))
+        described = generator.describe(_moved(plain, *_with_pool(plain.means, head, tasks, setting)))
         head = generate_weights(generator, described, noise)
     return head
 
 
-def _moved(plain: ClassStatistics, means: Tensor) -> ClassStatistics:
-    """The statistics with other class means, those of views moved alike."""
+def _moved(plain: ClassStatistics, means: Tensor, counts: Tensor) -> ClassStatistics:
+    """The statistics with other class means, those of views moved alike, and as many examples as the pool made of them."""
     moved = object.__new__(ClassStatistics)
     moved.__dict__.update(plain.__dict__)
     moved.view_means = plain.view_means + (means - plain.means)
-    moved.means = means
+    moved.means, moved.counts = means, counts
     return moved
 
 
-def _with_pool(start: Tensor, head: Tensor, tasks: PoolTasks, setting: PoolSetting) -> Tensor:
-    """Means `[B, N, D]` of examples and pool items, these by the head's answers on them."""
+def _with_pool(start: Tensor, head: Tensor, tasks: PoolTasks, setting: PoolSetting) -> tuple[Tensor, Tensor]:
+    """Means `[B, N, D]` of examples and pool items, these by the head's answers on them, and their weights `[B, N]`."""
     shots = tasks.support.shape[2]
     near = torch.softmax(baselines.logits(head, tasks.pool) * setting.sharpness, dim=-1)
     total = shots * start + setting.weight * near.transpose(1, 2) @ tasks.pool
-    return total / (shots + setting.weight * near.sum(1)).unsqueeze(-1)
+    count = shots + setting.weight * near.sum(1)
+    return total / count.unsqueeze(-1), count
 
 
 def settings(shares: tuple[float, ...]) -> list[PoolSetting]:
