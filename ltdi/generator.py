@@ -35,6 +35,7 @@ class CalibrationRow:
         strength: factor of the generated residual; 0 is the baseline.
         temperature, baseline_temperature: divisors of logits for probabilities.
         reject_threshold: of `Head.none_of_these`; None where none was fitted.
+        familiar: the greatest `strangeness` of a task that is not given its baseline; None for no such limit.
     """
 
     shots: int
@@ -42,6 +43,7 @@ class CalibrationRow:
     temperature: float = 1.0
     baseline_temperature: float = 1.0
     reject_threshold: float | None = None
+    familiar: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,11 @@ class Calibration:
         if any(row.reject_threshold is None for row in self.rows):
             return None
         return self.once(shots, "reject_threshold")
+
+    @property
+    def has_familiar(self) -> bool:
+        """Whether strange tasks are given their baseline."""
+        return all(row.familiar is not None for row in self.rows)
 
     def _nodes(self, field: str) -> tuple[list[float], list[float]]:
         return [math.log(row.shots) for row in self.rows], [float(getattr(row, field)) for row in self.rows]
@@ -198,10 +205,31 @@ class ResidualGenerator(OneLayer):
             return self.denoiser.chain(noise, condition)[:count]
         return sample(lambda x, t: self.denoiser(x, t, condition), noise, self.schedule, observer)[:count]
 
+    def familiar(self, tasks: TaskBatch) -> Tensor | None:
+        """Which tasks are of a domain like that of the base classes, `[B]`, boolean; None where all are taken to be."""
+        if not self.calibration.has_familiar:
+            return None
+        shots = tasks.counts.float().mean(1)
+        return strangeness(tasks.embedding[..., : len(self.scale)] * self.scale) <= self.calibration.at(shots, "familiar")
+
     def decode(self, x: Tensor, base: Tensor, counts: Tensor) -> Tensor:
         """Heads `[B, N, D + 1]`: the base plus the residual, at the strength fitted for `counts` `[B, N]`."""
         strength = self.calibration.at(counts, "strength").to(x).unsqueeze(-1)
         return torch.addcmul(base, strength, self.codec.decode(x))
+
+
+def strangeness(means: Tensor) -> Tensor:
+    """The squared distance of a task's domain from that of the base classes, without bias, `[B]`.
+
+    Means of different classes of the base domain point to all sides of its centre; those of another domain have a part
+    in common, whose square is the mean of their inner products. It can be below 0.
+
+    Args:
+        means: `[B, N, D]`, class means less the mean of the base classes.
+    """
+    ways = means.shape[-2]
+    pairs = means.sum(-2).square().sum(-1) - means.square().sum((-2, -1))
+    return pairs / (ways * (ways - 1))
 
 
 class GeometryGenerator(OneLayer):
@@ -382,7 +410,7 @@ class TaskBatch:
 def generate_weights(
     generator: BatchGenerator, tasks: TaskBatch, noise: Tensor, observer: Observer | None = None
 ) -> Tensor:
-    """Weights of each task, `[B, ...]`; the mean of x_0 over draws where there are several.
+    """Weights of each task, `[B, ...]`; the mean of x_0 over draws where there are several; the baseline for strange tasks.
 
     A task gets the same bytes whatever shares its batch.
 
@@ -392,4 +420,6 @@ def generate_weights(
     draws = noise.shape[1]
     x = generator.chain(tasks.repeated(draws), noise.flatten(0, 1), observer)
     x = x if draws == 1 else x.unflatten(0, (-1, draws)).mean(1)
-    return generator.decode(x, tasks.base, tasks.counts)
+    weights = generator.decode(x, tasks.base, tasks.counts)
+    familiar = generator.familiar(tasks) if isinstance(generator, ResidualGenerator) else None
+    return weights if familiar is None else torch.where(familiar[:, None, None], weights, tasks.base)

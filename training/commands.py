@@ -133,6 +133,7 @@ def export(argv: list[str]) -> int:
     bundle = make_bundle(
         workspace.bundle_config(), body, generator, workspace.features(body, "train"), workspace.bank(body, "val"),
         keep_metric=getattr(workspace.experiment.meta_train, "metric_shrink", None) is not None,
+        familiar=workspace.experiment.familiar,
     )
     out = args.out or Path("bundles") / args.config
     print(f"bundle {out}, digest {bundle.save(out)}")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ltdi import baselines
 from ltdi.bundle import Bundle, BundleConfig, HeadRequest
-from ltdi.generator import Calibration, CalibrationRow, FlatGenerator, Generator, ResidualGenerator
+from ltdi.generator import Calibration, CalibrationRow, FlatGenerator, Generator, ResidualGenerator, strangeness
 from ltdi.heads import Head
 from ltdi.pipeline import Options
 from ltdi.support import SupportSet
@@ -28,11 +28,21 @@ MARGINS = (0.02, 0.05, 0.1, 0.2, 1.0)
 
 
 @torch.inference_mode()
-def calibrate(generator: Generator, features: Tensor, episodes: int = 400) -> Calibration:
+def familiar_limit(generator: ResidualGenerator, features: Tensor, shots: int, share: float, episodes: int = 400) -> float:
+    """The strangeness that a share of validation tasks stays below."""
+    found = [
+        strangeness(batch.support.mean(2) - generator.centre) for batch in draw(features, _protocol(WAYS[0], shots, episodes))
+    ]
+    return float(torch.cat(found).quantile(share))
+
+
+@torch.inference_mode()
+def calibrate(generator: Generator, features: Tensor, episodes: int = 400, familiar: float = 0.0) -> Calibration:
     """Strengths with the best mean accuracy over 5- and 20-way tasks (or of all classes, where these are fewer), then temperatures with the least cross entropy.
 
     Args:
         features: a bank of validation classes, as `training.episodes.draw` takes it.
+        familiar: the share of validation tasks that are not given their baseline for strangeness; 0 for no limit.
     """
     flat = isinstance(generator, FlatGenerator)
     ways = (generator.ways,) if flat else ways_of(features)
@@ -47,6 +57,7 @@ def calibrate(generator: Generator, features: Tensor, episodes: int = 400) -> Ca
                 strength,
                 _best_temperature([(generated(generator)(batch), batch) for batch in batches]),
                 _best_temperature([(_baseline(generator, batch), batch) for batch in batches]),
+                familiar=familiar_limit(generator, features, shots, familiar, episodes) if familiar else None,
             )
         )
     generator.calibration = Calibration(tuple(rows))
@@ -146,18 +157,20 @@ def fit_metric(generator: ResidualGenerator, train: Tensor, validation: Tensor, 
 
 
 def make_bundle(
-    config: BundleConfig, body: nn.Module, generator: Generator, train: Tensor, features: Tensor, *, keep_metric: bool = False
+    config: BundleConfig, body: nn.Module, generator: Generator, train: Tensor, features: Tensor, *, keep_metric: bool = False,
+    familiar: float = 0.0,
 ) -> Bundle:
     """A bundle with everything that training statistics and validation decide filled in.
 
     Args:
+        familiar: as for `calibrate`.
         keep_metric: leave the baseline's metric as the generator was trained with it.
         train: features of training classes, `[classes, drawings, D]`.
         features: a bank of validation classes, as `training.episodes.draw` takes it.
     """
     if isinstance(generator, ResidualGenerator) and not keep_metric:
         fit_metric(generator, train, features)
-    config = replace(config, calibration=calibrate(generator, features))
+    config = replace(config, calibration=calibrate(generator, features, familiar=familiar))
     bundle = Bundle(config, body, generator)
     bundle.config = replace(config, fallback_margin=fit_fallback_margin(bundle, features))
     return bundle

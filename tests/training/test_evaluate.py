@@ -10,6 +10,7 @@ import torch
 from ltdi import baselines
 from ltdi.bodies.loader import BodyConfig, build_body
 from ltdi.denoisers.class_tokens import ClassTokensConfig
+from ltdi.generator import Calibration, generate_weights, strangeness
 from training.cards import markdown_table
 from training.comparators import BaseStatistics, comparators_with_views
 from training.controls import negative_controls
@@ -177,3 +178,25 @@ def test_a_rival_body_bears_closed_forms_of_its_own(features: torch.Tensor) -> N
     own = column["accuracy"]["generated, seed 0"]["mean"]
     assert column["rival"]["difference_by_seed"]["0"]["mean"] == pytest.approx(own - 100)
     assert "on a body trained for class means" in markdown_table([column])
+
+
+def test_a_task_of_another_domain_gets_its_baseline(features: torch.Tensor) -> None:
+    generator = initial_generator(CONFIG, with_views(features), torch.zeros(1, 2, 3)).eval()
+    generator.calibration = calibrate(generator, with_views(features), episodes=20, familiar=0.95)
+    assert all(0 < row.familiar < 5 for row in generator.calibration.rows)
+    generator.calibration = Calibration(tuple(replace(row, strength=1.0) for row in generator.calibration.rows))
+    own = next(draw(with_views(features), Protocol(5, 5, queries=5, episodes=40)))
+    away = replace(own, support=own.support + 3, query=own.query + 3)
+    share = []
+    for episodes in (own, away):
+        tasks = generator.describe(statistics_of_episodes(episodes.support, episodes.views))
+        weights = generate_weights(generator, tasks, torch.zeros(40, 1, 5, 17))
+        share.append(float((weights == tasks.base).all(-1).all(-1).float().mean()))
+    assert share[0] < 0.2 and share[1] == 1
+
+
+def test_strangeness_is_the_squared_length_of_what_classes_have_in_common() -> None:
+    means = torch.randn(500, 5, 16, generator=torch.Generator().manual_seed(0))
+    assert abs(float(strangeness(means).mean())) < 0.2
+    assert float(strangeness(means + 0.5).mean()) == pytest.approx(16 * 0.25, abs=0.3)
+    assert torch.allclose(strangeness(torch.ones(1, 3, 4)), torch.tensor([4.0]))

@@ -78,6 +78,7 @@ MINI_IMAGENET = Experiment(
     views=3,
     view_share=0.5,
     virtual=75,
+    familiar=0.98,
     rival="mini-imagenet-class-means",
     ways=(5,),
     terms=(

@@ -51,6 +51,7 @@ class Experiment:
         views: V, how many changed copies of each example image the generator sees beside it.
         view_share: how far the baseline moves class means to the mean of the views.
         virtual: images of each training class that serve, turned and with their colours exchanged, as further classes.
+        familiar: the share of validation tasks that are not given their baseline for strangeness; 0 for no such limit.
         rival: the config whose body, trained for class means at the same cost, bears further closed forms.
         ways: of the table's tasks.
         within: whether the table's tasks are of one group of classes each, an alphabet for example.
@@ -69,6 +70,7 @@ class Experiment:
     views: int = 0
     view_share: float = 0.0
     virtual: int = 0
+    familiar: float = 0.0
     rival: str = ""
     ways: tuple[int, ...] = (5, 20)
     within: bool = False
