@@ -35,7 +35,7 @@ from ltdi.errors import (
 from ltdi.files import digest, parse_json, read_safetensors, write_bytes, write_json, write_safetensors
 from ltdi.generator import Calibration, FlatGenerator, Generator, GeometryGenerator, ResidualGenerator
 from ltdi.heads import Head
-from ltdi.images import prepare_images
+from ltdi.images import prepare_images, prepare_photos
 from ltdi.pipeline import (
     FeatureTask,
     OnStage,
@@ -65,6 +65,7 @@ class BundleConfig:
             `(D, H, N)` for `paper`.
         fallback_margin: by how much the baseline must lead on the folds to be returned instead.
         views: V, how many changed copies of each example image the generator sees beside it.
+        view_share: how far the baseline moves class means to the mean of the views.
     """
 
     name: str
@@ -80,6 +81,7 @@ class BundleConfig:
     calibration: Calibration = Calibration()
     fallback_margin: float = 0.1
     views: int = 0
+    view_share: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.views <= MAX_VIEWS or (self.views and self.recipe != "default"):
@@ -100,7 +102,7 @@ def build_generator(config: BundleConfig) -> Generator:
         codec = Standardiser(torch.zeros(size + 1), torch.ones(size + 1))
         return ResidualGenerator(
             size, config.schedule, config.class_tokens, codec, centre, scale, config.calibration,
-            torch.zeros(config.views, 2, 3),
+            torch.zeros(config.views, 2, 3), config.view_share,
         )
     if config.recipe != "paper" or config.unet is None:
         raise InvalidConfig(f"recipe {config.recipe!r} is unknown, or lacks its denoiser; known: {RECIPES}")
@@ -202,7 +204,8 @@ class Bundle:
         if self.body.kind == "text":
             return self._texts(inputs, field, truncate)
         if self.body.kind == "images":
-            return prepare_images(inputs, self.config.body.image_size)
+            prepare = prepare_photos if self.body.colours == 3 else prepare_images
+            return prepare(inputs, self.config.body.image_size)
         raise UnsupportedInput(f"bundle {self.name!r} takes features only; send floats [M, D]", field=field)
 
     def _texts(self, inputs: Any, field: str, truncate: bool) -> tuple[str, ...]:
@@ -335,7 +338,7 @@ class Bundle:
         return self._embed_pixels(self._pixels(prepared))
 
     def _pixels(self, prepared: Tensor) -> Tensor:
-        return prepared.unsqueeze(1).float() / 255
+        return (prepared.unsqueeze(1) if prepared.ndim == 3 else prepared).float() / 255
 
     def _embed_pixels(self, pixels: Tensor) -> Tensor:
         parts = [self.body(part.to(self.device)).float() for part in pixels.split(512)]

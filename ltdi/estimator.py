@@ -13,7 +13,7 @@ class MeanEstimator(nn.Module):
     """A linear map from what is seen of one example to the way from there to its class's mean.
 
     Fitted in closed form on the base classes (`training.estimator`): the linear empirical-Bayes estimate of a class
-    mean. What it says of all classes of a task alike is left out: in a domain of another mean that is its error, and
+    mean; where a config says so, trained on from there with the generator. What it says of all classes of a task alike is left out: in a domain of another mean that is its error, and
     among the base classes it tells nothing apart. From K examples the way is shorter, by 3 / (2 K + 1). Both are
     measured in `DECISIONS.md`.
 
@@ -24,8 +24,9 @@ class MeanEstimator(nn.Module):
 
     def __init__(self, feature_size: int, views: bool) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.zeros(feature_size, (2 if views else 1) * feature_size))
-        self.register_buffer("bias", torch.zeros(feature_size))
+        inputs = (2 if views else 1) * feature_size
+        self.weight = nn.Parameter(torch.zeros(feature_size, inputs), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(feature_size), requires_grad=False)
 
     def forward(self, statistics: ClassStatistics) -> Tensor:
         """`[B, N, D]`, from the mean of each class's examples to the estimate; rows have the same bytes in any batch."""

@@ -35,6 +35,7 @@ class CalibrationRow:
         strength: factor of the generated residual; 0 is the baseline.
         temperature, baseline_temperature: divisors of logits for probabilities.
         reject_threshold: of `Head.none_of_these`; None where none was fitted.
+        familiar: the greatest `strangeness` of a task that is not given its baseline; None for no such limit.
     """
 
     shots: int
@@ -42,6 +43,7 @@ class CalibrationRow:
     temperature: float = 1.0
     baseline_temperature: float = 1.0
     reject_threshold: float | None = None
+    familiar: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ class Calibration:
             return None
         return self.once(shots, "reject_threshold")
 
+    @property
+    def has_familiar(self) -> bool:
+        """Whether strange tasks are given their baseline."""
+        return all(row.familiar is not None for row in self.rows)
+
     def _nodes(self, field: str) -> tuple[list[float], list[float]]:
         return [math.log(row.shots) for row in self.rows], [float(getattr(row, field)) for row in self.rows]
 
@@ -109,6 +116,7 @@ class ResidualGenerator(OneLayer):
         codec: statistics of residuals, `[D + 1]`.
         centre, scale: `[D]`, mean and standard deviation of features over the base classes.
         view_maps: `[V, 2, 3]`, affine maps of an example image to its views; none for bodies without.
+        view_share: how far the baseline's class means are moved to the mean of the views, where the task has them.
     """
 
     recipe = "default"
@@ -123,9 +131,10 @@ class ResidualGenerator(OneLayer):
         scale: Tensor,
         calibration: Calibration | None = None,
         view_maps: Tensor | None = None,
+        view_share: float = 0.0,
     ) -> None:
         super().__init__()
-        self.schedule = Schedule(schedule)
+        self.schedule, self.view_share = Schedule(schedule), view_share
         self.register_buffer("view_maps", torch.zeros(0, 2, 3) if view_maps is None else view_maps)
         inputs = token_size(feature_size, self.has_views)
         self.denoiser = ClassTokens(denoiser, self.schedule, inputs, feature_size + 1)
@@ -155,10 +164,16 @@ class ResidualGenerator(OneLayer):
         """
         several = statistics.counts.float().mean(1) >= SEVERAL_SHOTS
         estimate = self.from_features if statistics.view_means is None else self.from_views
-        base = self._closed_form(statistics.means, several)
+        base = self._closed_form(self._shown(statistics), several)
         hint = self._closed_form(statistics.means + estimate(statistics), several) - base
         embedding = embed_task(statistics, self.centre, self.scale, self.has_views)
         return TaskBatch(embedding, base, statistics.counts, self.codec.encode(hint))
+
+    def _shown(self, statistics: ClassStatistics) -> Tensor:
+        """Class means of the examples, moved to their views."""
+        if not self.view_share or statistics.view_means is None:
+            return statistics.means
+        return torch.lerp(statistics.means, statistics.view_means, self.view_share)
 
     def _closed_form(self, means: Tensor, several: Tensor) -> Tensor:
         if not bool(several.any()):
@@ -190,10 +205,31 @@ class ResidualGenerator(OneLayer):
             return self.denoiser.chain(noise, condition)[:count]
         return sample(lambda x, t: self.denoiser(x, t, condition), noise, self.schedule, observer)[:count]
 
+    def familiar(self, tasks: TaskBatch) -> Tensor | None:
+        """Which tasks are of a domain like that of the base classes, `[B]`, boolean; None where all are taken to be."""
+        if not self.calibration.has_familiar:
+            return None
+        shots = tasks.counts.float().mean(1)
+        return strangeness(tasks.embedding[..., : len(self.scale)] * self.scale) <= self.calibration.at(shots, "familiar")
+
     def decode(self, x: Tensor, base: Tensor, counts: Tensor) -> Tensor:
         """Heads `[B, N, D + 1]`: the base plus the residual, at the strength fitted for `counts` `[B, N]`."""
         strength = self.calibration.at(counts, "strength").to(x).unsqueeze(-1)
         return torch.addcmul(base, strength, self.codec.decode(x))
+
+
+def strangeness(means: Tensor) -> Tensor:
+    """The squared distance of a task's domain from that of the base classes, without bias, `[B]`.
+
+    Means of different classes of the base domain point to all sides of its centre; those of another domain have a part
+    in common, whose square is the mean of their inner products. It can be below 0.
+
+    Args:
+        means: `[B, N, D]`, class means less the mean of the base classes.
+    """
+    ways = means.shape[-2]
+    pairs = means.sum(-2).square().sum(-1) - means.square().sum((-2, -1))
+    return pairs / (ways * (ways - 1))
 
 
 class GeometryGenerator(OneLayer):
@@ -374,7 +410,7 @@ class TaskBatch:
 def generate_weights(
     generator: BatchGenerator, tasks: TaskBatch, noise: Tensor, observer: Observer | None = None
 ) -> Tensor:
-    """Weights of each task, `[B, ...]`; the mean of x_0 over draws where there are several.
+    """Weights of each task, `[B, ...]`; the mean of x_0 over draws where there are several; the baseline for strange tasks.
 
     A task gets the same bytes whatever shares its batch.
 
@@ -384,4 +420,6 @@ def generate_weights(
     draws = noise.shape[1]
     x = generator.chain(tasks.repeated(draws), noise.flatten(0, 1), observer)
     x = x if draws == 1 else x.unflatten(0, (-1, draws)).mean(1)
-    return generator.decode(x, tasks.base, tasks.counts)
+    weights = generator.decode(x, tasks.base, tasks.counts)
+    familiar = generator.familiar(tasks) if isinstance(generator, ResidualGenerator) else None
+    return weights if familiar is None else torch.where(familiar[:, None, None], weights, tasks.base)

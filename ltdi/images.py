@@ -1,4 +1,4 @@
-"""Images as callers have them, to the one form that a body reads."""
+"""Images as callers have them, to the one form that a body reads: grey squares, or colour ones."""
 
 from __future__ import annotations
 
@@ -46,6 +46,67 @@ def prepare_images(images: Tensor | np.ndarray | Iterable[Any], size: int) -> Te
     return torch.from_numpy(np.stack(prepared))
 
 
+def prepare_photos(images: Tensor | np.ndarray | Iterable[Any], size: int) -> Tensor:
+    """Colour squares, whatever the caller's images look like: the square in the middle of each, resized (bilinear, averaging
+    where it shrinks).
+
+    Args:
+        images: as for `prepare_images`; grey ones get three equal channels.
+        size: side in pixels.
+
+    Returns:
+        `[M, 3, size, size]`, uint8.
+
+    Raises:
+        InvalidImage: as for `prepare_images`.
+    """
+    if isinstance(images, (str, bytes, PathLike)):
+        raise InvalidImage("images must be a list or an array of images, not one of them", field="support")
+    prepared = [photo_square(_to_colour(image, f"support/{i}"), size) for i, image in enumerate(images)]
+    return torch.stack(prepared) if prepared else torch.zeros(0, 3, size, size, dtype=torch.uint8)
+
+
+def photo_square(image: Image.Image, size: int) -> Tensor:
+    """The square in the middle of a colour image as `[3, size, size]`, uint8."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box = (left, top, left + side, top + side)
+    small = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1).contiguous()
+
+
+def _to_colour(image: Any, field: str) -> Image.Image:
+    if isinstance(image, Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
+    if isinstance(image, np.ndarray):
+        return _colour_from_array(image, field)
+    if isinstance(image, (bytes, str, PathLike)):
+        image = _decode(image, field)
+    if not isinstance(image, Image.Image):
+        raise InvalidImage(f"item is a {type(image).__name__}, not an image", field=field)
+    _check_size(image.width, image.height, field)
+    if 0 in image.size:
+        raise InvalidImage(f"image has size {image.width} x {image.height}; both sides must be at least 1", field=field)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert("RGB")
+
+
+def _colour_from_array(array: np.ndarray, field: str) -> Image.Image:
+    _check_array(array, field)
+    colour = array if array.ndim == 3 else array[None]
+    if 0 in colour.shape:
+        raise InvalidImage(
+            f"image has size {colour.shape[2]} x {colour.shape[1]}; both sides must be at least 1", field=field
+        )
+    _check_size(colour.shape[2], colour.shape[1], field)
+    full = 1 if array.dtype.kind == "f" else 255
+    planes = np.rint(colour * (255 // full)).astype(np.uint8).repeat(3 // len(colour), 0)
+    return Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
+
+
 def _prepare(image: Any, size: int, field: str) -> np.ndarray:
     if isinstance(image, Tensor):
         image = image.detach().cpu()
@@ -67,6 +128,13 @@ def _prepare(image: Any, size: int, field: str) -> np.ndarray:
 
 
 def _from_array(array: np.ndarray, field: str) -> np.ndarray:
+    _check_array(array, field)
+    full = 1 if array.dtype.kind == "f" else 255
+    grey = array.mean(0, dtype=np.float64) if array.ndim == 3 else array
+    return np.rint(grey * (255 // full)).astype(np.uint8)
+
+
+def _check_array(array: np.ndarray, field: str) -> None:
     if array.ndim != 2 and (array.ndim != 3 or array.shape[0] not in (1, 3)):
         raise InvalidImage(f"image array has shape {list(array.shape)}; expected [H, W], [1, H, W] or [3, H, W]", field=field)
     if array.dtype.kind not in "fiu":
@@ -76,8 +144,6 @@ def _from_array(array: np.ndarray, field: str) -> np.ndarray:
         raise InvalidImage(
             f"image array holds {array.min()} to {array.max()}; expected uint8, or floats in 0..1", field=field
         )
-    grey = array.mean(0, dtype=np.float64) if array.ndim == 3 else array
-    return np.rint(grey * (255 // full)).astype(np.uint8)
 
 
 def _decode(source: bytes | str | PathLike[str], field: str) -> Image.Image:

@@ -53,3 +53,18 @@ def new_class_matrices(count: int, generator: torch.Generator) -> Tensor:
 def view_maps(count: int, strength: float = 1.0) -> Tensor:
     """The maps of a bundle's views, `[count, 2, 3]`; the ranges are those of `random_affine`."""
     return random_matrices(count, torch.Generator().manual_seed(0), strength)[:, :2].contiguous()
+
+
+CROPS = (  # side, shift to the right and down in units of what is left, mirrored
+    (1.0, 0, 0, True), (0.75, 0, 0, False), (0.75, 0, 0, True), (0.8, -1, -1, False),
+    (0.8, 1, -1, True), (0.8, -1, 1, True), (0.8, 1, 1, False), (0.6, 0, 0, False),
+)  # fmt: skip
+
+
+def crop_views(count: int) -> Tensor:
+    """The maps of a photograph's views, `[count, 2, 3]`, count up to eight: mirrored, and crops of several sizes."""
+    rows = [
+        [[-side if mirrored else side, 0, right * (1 - side)], [0, side, down * (1 - side)]]
+        for side, right, down, mirrored in CROPS[:count]
+    ]
+    return torch.tensor(rows, dtype=torch.float32).reshape(-1, 2, 3)

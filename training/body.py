@@ -31,8 +31,12 @@ class BodyConfig:
 
     Args:
         channels: width of Conv-4.
+        image_size: side of its images, pixels.
         steps: batches.
         classes, drawings: a batch holds `drawings` images of each of `classes` classes.
+        whole_groups: whether a batch takes the classes of one group (an alphabet) after the other, so that it holds what
+            looks alike, in place of any.
+        bfloat16: whether convolutions are computed in it.
         lr: peak learning rate of AdamW, cosine to zero.
         new_classes_from: the step from which classes are changed as wholes (`new_class_matrices`), so that the
             body cannot learn them by heart; never where absent.
@@ -42,9 +46,12 @@ class BodyConfig:
     """
 
     channels: int = 64
+    image_size: int = 28
     steps: int = 4000
     classes: int = 128
     drawings: int = 5
+    whole_groups: bool = False
+    bfloat16: bool = False
     lr: float = 2e-3
     weight_decay: float = 1e-4
     ema: float = 0.99
@@ -88,14 +95,20 @@ def class_mean_loss(features: Tensor) -> Tensor:
 
 
 def draw_batch(
-    data: ClassImages, classes: int, drawings: int, generator: torch.Generator, new_classes: bool = False
+    data: ClassImages, classes: int, drawings: int, generator: torch.Generator, *, new_classes: bool = False,
+    whole_groups: bool = False,
 ) -> Tensor:
     """Augmented images of random classes: `[classes * drawings, 1, H, W]`, float, class by class.
 
     Args:
         new_classes: mirror, turn and stretch all drawings of a class alike, so that it becomes another class.
+        whole_groups: one group of classes after the other, each in random order, as far as there is room.
     """
-    chosen = torch.randperm(len(data), generator=generator)[:classes]
+    chosen = torch.randperm(len(data), generator=generator)
+    if whole_groups:
+        place = torch.randperm(int(data.groups.max()) + 1, generator=generator)
+        chosen = chosen[place[data.groups[chosen]].argsort(stable=True)]
+    chosen = chosen[:classes]
     which = torch.rand(classes, data.images.shape[1], generator=generator).argsort(1)[:, :drawings]
     images = data.images[chosen.unsqueeze(1), which].flatten(0, 1).unsqueeze(1)
     matrices = random_matrices(len(images), generator, strength=1.0)
@@ -139,9 +152,12 @@ def train_body(config: BodyConfig, data: ClassImages, out: Path) -> Conv4:
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1, (step + 1) / 50) * (1 + math.cos(math.pi * step / config.steps)) / 2
         new_classes = config.new_classes_from is not None and step >= config.new_classes_from
-        images = draw_batch(data, config.classes, config.drawings, generator, new_classes)
-        features = body(images).view(config.classes, config.drawings, -1).transpose(0, 1)
-        loss = class_mean_loss(features)
+        images = draw_batch(
+            data, config.classes, config.drawings, generator, new_classes=new_classes, whole_groups=config.whole_groups
+        )
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bfloat16):
+            features = body(images)
+        loss = class_mean_loss(features.float().view(config.classes, config.drawings, -1).transpose(0, 1))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

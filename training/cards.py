@@ -45,12 +45,8 @@ def _text(experiment: Experiment, bundle: Bundle) -> str:
     return (
         f"# Bundle `{bundle.name}`\n\n"
         f"Recipe `{experiment.recipe}`, {ways} classes, body {bundle.config.body.name} "
-        f"({bundle.feature_size} features). Trained on {experiment.terms or experiment.data}: training characters "
-        "only, in four rotations; strength, temperature and fallback margin fitted on validation characters; "
-        "test characters used for this card alone.\n\n"
-        "It reads small grey drawings of single symbols, 28 x 28 after preparation, in any polarity. It has "
-        "seen handwriting by pen only: on photographs, textures or words its features say little, and the "
-        "baseline's support accuracy beside each head is the first thing to look at."
+        f"({bundle.feature_size} features). Trained on {experiment.terms or experiment.data}: {experiment.trained_on}\n\n"
+        f"{experiment.limits}"
     )
 
 
@@ -82,7 +78,41 @@ def markdown_table(columns: list[dict]) -> str:
         rows.append(["difference to it, paired", *(_signed(c["difference_on_views"]) for c in columns)])
         rows.append(["generated from features alone", *(_estimate(c["accuracy"]["generated from features"]) for c in columns)])
         rows.append(["difference to the best closed form", *(_signed(c["from_features"]) for c in columns)])
+    for key, bar in (("strict", "of these, views or not"), ("rival", "on a body trained for class means")):
+        if key in columns[0]:
+            found = [c[key] for c in columns]
+            rows.append([f"best closed form {bar}", *(one["closed_form"] for one in found)])
+            if key == "rival":
+                rows.append(["its accuracy", *(_estimate(one["accuracy"]) for one in found)])
+            for seed in found[0]["difference_by_seed"]:
+                label = f"difference to it, training seed {seed}"
+                rows.append([label, *(_signed(one["difference_by_seed"][seed]) for one in found)])
     return _rows(rows)
+
+
+def controls_table(controls: dict[str, dict[str, dict]]) -> str:
+    """Accuracies of negative controls, percent; a column for each protocol."""
+    names = list(controls)
+    rows = [["", *names], ["---"] * (len(names) + 1)]
+    rows += [[label, *(_estimate(controls[name][label]) for name in names)] for label in controls[names[0]]]
+    return _rows(rows)
+
+
+def pool_table(rows: list[dict]) -> str:
+    """Tasks with a pool, a row for each kind of it: accuracies and paired differences, percent."""
+    seeds = list(rows[0]["difference_by_seed"])
+    table = [["", "generated", "soft k-means", "generated, no pool", *(f"difference, seed {seed}" for seed in seeds)]]
+    table.append(["---"] * len(table[0]))
+    for row in rows:
+        pool, accuracy = row["pool"], row["accuracy"]
+        kind = f"{pool['size']} items, {'balanced' if pool['even'] else 'unbalanced'}"
+        kind += f", {pool['polluted']:.0%} of other classes" if pool["polluted"] else ""
+        names = (f"seed {seeds[0]}", "soft k-means", "generated, no pool")
+        table.append(
+            [f"{row['protocol']}, {kind}", *(_estimate(accuracy[name]) for name in names),
+             *(_signed(row["difference_by_seed"][seed]) for seed in seeds)]
+        )
+    return _rows(table)
 
 
 def _rows(rows: list[list[str]]) -> str:

@@ -16,13 +16,17 @@ from ltdi.files import write_bytes, write_json
 from ltdi.generator import ResidualGenerator
 from training.bench import bench as run_bench
 from training.bench import bench_whole_tasks
-from training.cards import card_of, eq2_table, markdown_table
+from training.cards import card_of, controls_table, eq2_table, markdown_table, pool_table
 from training.comparators import BaseStatistics
 from training.configs import EXPERIMENTS, experiment
 from training.configs.experiment import ELSEWHERE, Experiment
 from training.configs.text import TEXT_EXPERIMENTS
-from training.evaluate import Bank, columns, evaluate_column
+from training.controls import negative_controls
+from training.data.omniglot import load_oneshot_runs
+from training.episodes import Protocol, oneshot_episodes
+from training.evaluate import Bank, columns, evaluate_column, evaluate_runs
 from training.export import make_bundle
+from training.image_pools import POOL_KINDS, pool_row
 from training.meta_train import meta_train as train_default
 from training.meta_train import validation_gain
 from training.meta_train_paper import train_paper
@@ -61,6 +65,10 @@ def prepare(argv: list[str]) -> int:
     workspace = _workspace(args)
     given = args.body_from
     body = workspace.adopt_body(load_bundle(given, device="cpu")) if given else workspace.train_body()
+    if not _wants_trajectories(workspace.experiment):
+        workspace.record("prepare")
+        print(f"body at {workspace.body_folder}; this config trains on no trajectories")
+        return 0
     images = workspace.experiment.load(workspace.data, "train")
     store = prepare_trajectories(
         workspace.experiment.prepare,
@@ -72,6 +80,10 @@ def prepare(argv: list[str]) -> int:
     workspace.record("prepare", trajectories=len(store))
     print(f"{len(store)} trajectories at {workspace.store}")
     return 0
+
+
+def _wants_trajectories(chosen: Experiment) -> bool:
+    return chosen.recipe == "paper" or chosen.meta_train.eq2_weight > 0
 
 
 @_text_too("meta-train")
@@ -104,7 +116,8 @@ def _train_default(workspace: Workspace, body: nn.Module, out: Path) -> None:
         return validation_gain(generator, validation, episodes) if episodes else {}
 
     train_default(
-        config, workspace.bank(body, "train"), out, store=store, view_maps=workspace.view_maps, validate=validate
+        config, workspace.bank(body, "train"), out, store=store, view_maps=workspace.experiment.view_maps,
+        view_share=workspace.experiment.view_share, virtual=workspace.virtual_banks(body), validate=validate,
     )
 
 
@@ -118,7 +131,9 @@ def export(argv: list[str]) -> int:
     workspace = _workspace(args)
     body, generator = workspace.body(), workspace.generator(args.seed)
     bundle = make_bundle(
-        workspace.bundle_config(), body, generator, workspace.features(body, "train"), workspace.bank(body, "val")
+        workspace.bundle_config(), body, generator, workspace.features(body, "train"), workspace.bank(body, "val"),
+        keep_metric=getattr(workspace.experiment.meta_train, "metric_shrink", None) is not None,
+        familiar=workspace.experiment.familiar,
     )
     out = args.out or Path("bundles") / args.config
     print(f"bundle {out}, digest {bundle.save(out)}")
@@ -130,17 +145,27 @@ def evaluate(argv: list[str]) -> int:
     """Measure a bundle on test classes against the closed forms, and write its card."""
     parser = _parser("evaluate", evaluate.__doc__)
     parser.add_argument("--bundle", type=Path, help="folder of the bundle (default: bundles/CONFIG)")
-    parser.add_argument("--episodes", type=int, default=2000, help="tasks in each column")
+    parser.add_argument("--episodes", type=int, help="tasks in each column (default: as the config says)")
     parser.add_argument("--part", choices=("val", "test"), default="test", help="val while choosing, test once")
     parser.add_argument("--on", choices=tuple(ELSEWHERE), help="images of another data set in place of test classes")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the JSON")
+    parser.add_argument("--ways", type=int, help="classes of a task, in a file of its own (default: as the config says)")
+    parser.add_argument("--pool", action="store_true", help="tasks with an unlabelled pool, in a table of their own")
     parser.add_argument("--no-card", action="store_true", help="leave the bundle's card as it is")
     args = parser.parse_args(argv)
     workspace, folder = _workspace(args), args.bundle or Path("bundles") / args.config
     bundle = load_bundle_without_card(folder)
+    if args.ways:
+        workspace.experiment = replace(workspace.experiment, ways=(args.ways,))
     own = _bank(workspace, bundle.body, args.part, args.on)
     generators = {0: bundle.generator} | _other_seeds(workspace, bundle)
-    table = [evaluate_column(p, own, generators) for p in columns(_ways(bundle, own), args.episodes)]
+    episodes = args.episodes or workspace.experiment.episodes
+    if args.pool:
+        return _evaluate_pools(args, bundle, own, generators, episodes)
+    found = columns(_ways(bundle, own, workspace.experiment), episodes, own.groups is not None)
+    rival = _rival(workspace, args)
+    chosen_on = workspace.experiment.validation_episodes
+    table = [evaluate_column(p, own, generators, chosen_on, rival) for p in found]
     result = {
         "config": args.config,
         "commit": commit(),
@@ -148,10 +173,16 @@ def evaluate(argv: list[str]) -> int:
         "part": args.on or args.part,
         "seed": 0,
         "columns": table,
+        **_further(workspace, bundle, own, generators, args.on),
     }
-    suffix = f"-on-{args.on}" if args.on else "" if args.part == "test" else "-val"
+    suffix = f"-{args.ways}w" if args.ways else ""
+    suffix += f"-on-{args.on}" if args.on else "" if args.part == "test" else "-val"
     write_json(args.results / f"{args.config}{suffix}.json", result)
     text = markdown_table(table)
+    if "controls" in result:
+        text += f"\n\nNegative controls:\n\n{controls_table(result['controls'])}"
+    if "official_runs" in result:
+        text += f"\n\nErrors on the official one-shot runs, percent: {json.dumps(result['official_runs'])}"
     print(text)
     if not args.no_card and not suffix:
         ladder = _by_eq2_weight(workspace.experiment, args.results)
@@ -159,6 +190,18 @@ def evaluate(argv: list[str]) -> int:
         write_json(folder / "card.json", card)
         tables = [text, f"On validation classes, by weight of Eq. 2:\n\n{eq2_table(ladder)}"] if ladder else [text]
         write_bytes(folder / "card.md", ("\n\n".join([card["text"], *tables]) + "\n").encode())
+    return 0
+
+
+def _evaluate_pools(args: argparse.Namespace, bundle: Bundle, bank: Bank, generators: dict, episodes: int) -> int:
+    rows = [
+        pool_row(generators, bank.validation, bank.test, Protocol(5, shots, episodes=episodes), kind)
+        for shots in (1, 5)
+        for kind in POOL_KINDS
+    ]
+    result = {"config": args.config, "commit": commit(), "bundle_digest": bundle.digest, "part": args.part, "rows": rows}
+    write_json(args.results / f"{args.config}-pool{'' if args.part == 'test' else '-val'}.json", result)
+    print(pool_table(rows))
     return 0
 
 
@@ -195,17 +238,43 @@ def _other_seeds(workspace: Workspace, bundle) -> dict:
     return found
 
 
-def _ways(bundle: Bundle, bank: Bank) -> tuple[int, ...]:
-    return (bundle.fixed_ways,) if bundle.fixed_ways else (5, min(20, len(bank.test)))
+def _ways(bundle: Bundle, bank: Bank, chosen: Experiment) -> tuple[int, ...]:
+    most = len(bank.test) if bank.groups is None else int(bank.groups.bincount().max())
+    return (bundle.fixed_ways,) if bundle.fixed_ways else tuple(dict.fromkeys(min(w, most) for w in chosen.ways))
+
+
+def _rival(workspace: Workspace, args: argparse.Namespace) -> Bank | None:
+    """The bank of the rival body, where the config names one."""
+    if not workspace.experiment.rival or args.on:
+        return None
+    other = Workspace(experiment(workspace.experiment.rival), args.runs, args.data)
+    return _bank(other, other.body(), args.part)
+
+
+def _further(workspace: Workspace, bundle: Bundle, bank: Bank, generators: dict, elsewhere: str | None) -> dict:
+    """Negative controls, and the official runs where the config has them."""
+    if not isinstance(bundle.generator, ResidualGenerator) or elsewhere:
+        return {}
+    chosen = workspace.experiment
+    train = workspace.bank(bundle.body, "train")
+    tasks = Protocol(5, 1, episodes=1000), Protocol(5, 5, episodes=1000)
+    controls = {p.name: negative_controls(bundle.generator, bank.test, train, p) for p in tasks}
+    if chosen.data != "omniglot-background":
+        return {"controls": controls}
+    runs = oneshot_episodes(bundle.body, load_oneshot_runs(workspace.data, chosen.body.image_size), chosen.view_maps)
+    return {"controls": controls, "official_runs": evaluate_runs(runs, bank, generators)}
 
 
 def _bank(workspace: Workspace, body: nn.Module, part: str, elsewhere: str | None = None) -> Bank:
-    validation = workspace.bank(body, "val")
+    chosen, data = workspace.experiment, workspace.data
+    validation, base = workspace.bank(body, "val"), BaseStatistics.of(workspace.features(body, "train"))
     if elsewhere is None:
         measured = workspace.bank(body, part)
-    else:
-        measured = workspace.bank_of(body, ELSEWHERE[elsewhere](workspace.data), elsewhere)
-    return Bank(validation, measured, BaseStatistics.of(workspace.features(body, "train")))
+        groups = [chosen.load(data, p).groups if chosen.within else None for p in ("val", part)]
+        return Bank(validation, measured, base, *groups)
+    images = ELSEWHERE[elsewhere](data, chosen.body.image_size)
+    groups = images.groups if "/" in images.names[0] else None
+    return Bank(validation, workspace.bank_of(body, images, elsewhere), base, None, groups)
 
 
 def bench(argv: list[str]) -> int:

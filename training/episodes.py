@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ltdi.views import all_views, summarise
 from training.data.dataset import ClassImages
+from training.data.omniglot import OneShotRuns
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Protocol:
         ways, shots, queries: classes, examples and queries a class.
         episodes: how many tasks.
         seed: of the drawing.
+        within: whether all classes of a task are of one group, an alphabet for example.
     """
 
     ways: int
@@ -27,11 +29,12 @@ class Protocol:
     queries: int = 15
     episodes: int = 2000
     seed: int = 0
+    within: bool = False
 
     @property
     def name(self) -> str:
         """`5-way 1-shot`."""
-        return f"{self.ways}-way {self.shots}-shot"
+        return f"{self.ways}-way {self.shots}-shot{', one group' if self.within else ''}"
 
 
 COLUMNS = ((5, 1), (5, 5), (20, 1), (20, 5))
@@ -86,26 +89,45 @@ def embed_bank(body: nn.Module, data: ClassImages, maps: Tensor, batch: int = 20
 
 
 def _embed_rows(embed: Callable[[Tensor], Tensor], data: ClassImages, batch: int) -> Tensor:
-    rows = data.images.flatten(0, 1).split(batch)
-    parts = [embed(images.unsqueeze(1).float() / 255) for images in rows]
+    parts = [embed(images.float() / 255) for images in data.pixels.split(batch)]
     return torch.cat(parts).unflatten(0, data.images.shape[:2]).clone()
 
 
-def draw(bank: Tensor, protocol: Protocol, batch: int = 100) -> Iterator[Episodes]:
+def draw(bank: Tensor, protocol: Protocol, batch: int = 100, groups: Tensor | None = None) -> Iterator[Episodes]:
     """The episodes of a protocol over a bank `[classes, images, D]` or `[classes, images, S, D]`, in batches.
 
     S is 3 where mean and spread of views stand beside the features, else 1.
+
+    Args:
+        groups: `[classes]`, for protocols within one.
     """
     generator = torch.Generator().manual_seed(protocol.seed)
     left = protocol.episodes
     while left > 0:
-        yield random_episodes(bank, protocol, min(batch, left), generator)
+        yield random_episodes(bank, protocol, min(batch, left), generator, groups)
         left -= batch
 
 
-def random_episodes(bank: Tensor, protocol: Protocol, batch: int, generator: torch.Generator) -> Episodes:
+def random_classes(
+    classes: int, ways: int, batch: int, generator: torch.Generator, groups: Tensor | None = None
+) -> Tensor:
+    """Distinct classes of each of `batch` tasks, `[batch, ways]`; of one group of at least `ways` where there are groups."""
+    order = torch.rand(batch, classes, generator=generator)
+    if groups is not None:
+        large = (torch.bincount(groups) >= ways).nonzero().squeeze(1)
+        if not len(large):
+            raise ValueError(f"no group has {ways} classes")
+        own = large[torch.randint(len(large), (batch,), generator=generator)]
+        order = order + (groups != own.unsqueeze(1))
+    return order.argsort(1)[:, :ways]
+
+
+def random_episodes(
+    bank: Tensor, protocol: Protocol, batch: int, generator: torch.Generator, groups: Tensor | None = None
+) -> Episodes:
     """A batch of tasks of random classes and random images of them."""
-    classes = torch.rand(batch, len(bank), generator=generator).argsort(1)[:, : protocol.ways]
+    own = groups if protocol.within else None
+    classes = random_classes(len(bank), protocol.ways, batch, generator, own)
     images = torch.rand(batch, protocol.ways, bank.shape[1], generator=generator).argsort(2)
     examples = bank[classes.unsqueeze(2), images[..., : protocol.shots]]
     asked = bank[classes.unsqueeze(2), images[..., protocol.shots : protocol.shots + protocol.queries]]
@@ -113,3 +135,19 @@ def random_episodes(bank: Tensor, protocol: Protocol, batch: int, generator: tor
         return Episodes(examples, asked)
     views = examples[..., 1:, :] if bank.shape[2] > 1 else None
     return Episodes(examples[..., 0, :], asked[..., 0, :], views)
+
+
+@torch.inference_mode()
+def oneshot_episodes(body: nn.Module, runs: OneShotRuns, maps: Tensor) -> Episodes:
+    """The official one-shot runs as episodes of one example and one query a class.
+
+    Args:
+        maps: `[V, 2, 3]`, of the views.
+    """
+    order = runs.target.argsort(1)
+    assert torch.equal(runs.target.gather(1, order), torch.arange(order.shape[1]).expand_as(order))
+    rows = torch.arange(len(order)).unsqueeze(1)
+    shown = embed_bank(body, ClassImages(runs.support, [f"{n}" for n in range(len(order))]), maps)
+    asked = embed_all(body, ClassImages(runs.queries[rows, order], [f"{n}" for n in range(len(order))]))
+    views = shown[:, :, None, 1:] if len(maps) else None
+    return Episodes(shown[:, :, None, 0], asked.unsqueeze(2), views)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -67,25 +67,29 @@ def closed_form(comparator: Comparator, base: BaseStatistics) -> Method:
 
 
 @torch.inference_mode()
-def accuracies(methods: dict[str, Method], features: Tensor, protocol: Protocol) -> dict[str, Tensor]:
-    """Accuracy of each method on each episode, `[episodes]`, as shares."""
+def accuracies(
+    methods: dict[str, Method], features: Tensor, protocol: Protocol, groups: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Accuracy of each method on each episode, `[episodes]`, as shares; `groups` as for `training.episodes.draw`."""
     kept: dict[str, list[Tensor]] = {name: [] for name in methods}
-    for episodes in draw(features, protocol):
+    for episodes in draw(features, protocol, groups=groups):
         for name, method in methods.items():
             kept[name].append((method(episodes).argmax(-1) == episodes.target).float().mean(-1))
     return {name: torch.cat(values) for name, values in kept.items()}
 
 
 def choose(
-    features: Tensor, base: BaseStatistics, protocol: Protocol, found: list[Comparator] | None = None
+    features: Tensor, base: BaseStatistics, protocol: Protocol, found: list[Comparator] | None = None,
+    groups: Tensor | None = None,
 ) -> dict[str, Comparator]:
     """The best setting of each family on validation features, best family first.
 
     Args:
         found: what to choose from; `comparators` where absent.
+        groups: of the validation classes.
     """
     found = comparators(base) if found is None else found
-    measured = accuracies({c.name: closed_form(c, base) for c in found}, features, protocol)
+    measured = accuracies({c.name: closed_form(c, base) for c in found}, features, protocol, groups)
     score = {name: float(values.mean()) for name, values in measured.items()}
     best = {family: max(group, key=lambda c: score[c.name]) for family, group in by_family(found).items()}
     return dict(sorted(best.items(), key=lambda item: -score[item[1].name]))
@@ -98,11 +102,14 @@ class Bank:
     Args:
         validation, test: banks as `training.episodes.draw` takes them.
         base: statistics of the training classes.
+        validation_groups, groups: of the classes of both, for protocols within one.
     """
 
     validation: Tensor
     test: Tensor
     base: BaseStatistics
+    validation_groups: Tensor | None = None
+    groups: Tensor | None = None
 
     @property
     def has_views(self) -> bool:
@@ -111,52 +118,71 @@ class Bank:
 
 
 def evaluate_column(
-    protocol: Protocol, bank: Bank, generators: dict[int, Generator], validation_episodes: int = 400
+    protocol: Protocol, bank: Bank, generators: dict[int, Generator], validation_episodes: int = 400,
+    rival: Bank | None = None,
 ) -> dict:
     """One column of the table.
 
     Args:
         generators: by training seed; the first is the one that ships.
+        rival: the same images under a body that was trained for class means at the same cost.
 
     Returns:
         Accuracies, the comparators that validation chose, and paired differences, ready for JSON; what the chain adds
         to the estimate of means. Where the bank has views, also of a head that is generated from features alone,
-        and against the closed forms on views.
+        against the closed forms on views, and, `strict`, against the best of all closed forms, with views or without.
+        `rival` is the same against the best closed form on the rival body.
     """
-    validation = Protocol(protocol.ways, protocol.shots, protocol.queries, validation_episodes, seed=1)
-    chosen = list(choose(bank.validation, bank.base, validation).values())
+    validation = replace(protocol, episodes=validation_episodes, seed=1)
+
+    def best(found: list[Comparator]) -> list[Comparator]:
+        return list(choose(bank.validation, bank.base, validation, found, bank.validation_groups).values())
+
+    chosen = best(comparators(bank.base))
     methods = {f"generated, seed {seed}": generated(g) for seed, g in generators.items()}
     first = next(iter(methods))
     if isinstance(generators[0], ResidualGenerator):
         methods[ESTIMATE] = estimate_alone(generators[0])
+    chosen_views = best(comparators_with_views(bank.base)) if bank.has_views else []
     if bank.has_views:
-        chosen_views = list(
-            choose(bank.validation, bank.base, validation, comparators_with_views(bank.base)).values()
-        )
         methods["generated from features"] = without_views(methods[first])
-    else:
-        chosen_views = []
+        strict = best([chosen[0], chosen_views[0]])[0].name
     methods |= {c.name: closed_form(c, bank.base) for c in chosen + chosen_views}
-    measured = accuracies(methods, bank.test, protocol)
+    measured = accuracies(methods, bank.test, protocol, bank.groups)
     shipped, closed = measured[first], measured[chosen[0].name]
+    def against(values: Tensor) -> dict[str, dict]:
+        return {str(seed): vars(Estimate.of(measured[f"generated, seed {seed}"] - values)) for seed in generators}
+
     result = {
         "protocol": protocol.name,
         "episodes": protocol.episodes,
         "closed_form": chosen[0].name,
         "accuracy": {name: vars(Estimate.of(values)) for name, values in measured.items()},
         "difference": vars(Estimate.of(shipped - closed)),
-        "difference_by_seed": {
-            str(seed): vars(Estimate.of(measured[f"generated, seed {seed}"] - closed)) for seed in generators
-        },
+        "difference_by_seed": against(closed),
         "errors_removed": 1 - float((1 - shipped).mean() / (1 - closed).mean()),
     }
+
+    if rival is not None:
+        other = best_closed_form(rival, validation)
+        values = accuracies({"": closed_form(other, rival.base)}, rival.test, protocol, rival.groups)[""]
+        result["rival"] = {
+            "closed_form": other.name, "accuracy": vars(Estimate.of(values)), "difference_by_seed": against(values),
+        }
     if ESTIMATE in measured:
         result["beyond_estimate"] = vars(Estimate.of(shipped - measured[ESTIMATE]))
     if bank.has_views:
         result["from_features"] = vars(Estimate.of(measured["generated from features"] - closed))
         result["closed_form_on_views"] = chosen_views[0].name
         result["difference_on_views"] = vars(Estimate.of(shipped - measured[chosen_views[0].name]))
+        result["strict"] = {"closed_form": strict, "difference_by_seed": against(measured[strict])}
     return result
+
+
+def best_closed_form(bank: Bank, validation: Protocol) -> Comparator:
+    """The best on validation of all closed forms, on views too where the bank has them."""
+    found = [*comparators(bank.base), *(comparators_with_views(bank.base) if bank.has_views else [])]
+    return next(iter(choose(bank.validation, bank.base, validation, found, bank.validation_groups).values()))
 
 
 def without_views(method: Method) -> Method:
@@ -164,7 +190,23 @@ def without_views(method: Method) -> Method:
     return lambda episodes: method(Episodes(episodes.support, episodes.query))
 
 
-def columns(ways: tuple[int, ...] = (5, 20), episodes: int = 2000) -> list[Protocol]:
+def columns(ways: tuple[int, ...] = (5, 20), episodes: int = 2000, within: bool = False) -> list[Protocol]:
     """The table's protocols for these ways, one and five examples each."""
     shots = dict.fromkeys(k for _, k in COLUMNS)
-    return [Protocol(w, k, episodes=episodes) for w in ways for k in shots]
+    return [Protocol(w, k, episodes=episodes, within=within) for w in ways for k in shots]
+
+
+@torch.inference_mode()
+def evaluate_runs(runs: Episodes, bank: Bank, generators: dict[int, Generator], validation_episodes: int = 400) -> dict:
+    """Errors on the official one-shot runs, percent, of generated heads by seed and of the best closed form.
+
+    The closed form is chosen on validation tasks of one group, with views or without.
+    """
+    ways = runs.support.shape[1]
+    protocol = Protocol(ways, 1, episodes=validation_episodes, seed=1, within=bank.validation_groups is not None)
+    best = best_closed_form(bank, protocol)
+    methods = {str(seed): generated(generator) for seed, generator in generators.items()}
+    methods[best.name] = closed_form(best, bank.base)
+    wrong = {name: (method(runs).argmax(-1) != runs.target).float().mean() for name, method in methods.items()}
+    errors = {name: round(100 * float(value), 2) for name, value in wrong.items()}
+    return {"error_by_seed": {s: errors[s] for s in map(str, generators)}, "closed_form": best.name, "error": errors[best.name]}

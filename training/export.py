@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from ltdi import baselines
 from ltdi.bundle import Bundle, BundleConfig, HeadRequest
-from ltdi.generator import Calibration, CalibrationRow, FlatGenerator, Generator, ResidualGenerator
+from ltdi.generator import Calibration, CalibrationRow, FlatGenerator, Generator, ResidualGenerator, strangeness
 from ltdi.heads import Head
 from ltdi.pipeline import Options
 from ltdi.support import SupportSet
-from training.comparators import BaseStatistics
+from training.comparators import BaseStatistics, shrunk_metric
 from training.episodes import Episodes, Protocol, draw
 from training.evaluate import generated
 from training.statistics import statistics_of_episodes
@@ -28,14 +28,24 @@ MARGINS = (0.02, 0.05, 0.1, 0.2, 1.0)
 
 
 @torch.inference_mode()
-def calibrate(generator: Generator, features: Tensor, episodes: int = 400) -> Calibration:
-    """Strengths with the best mean accuracy over 5- and 20-way tasks, then temperatures with the least cross entropy.
+def familiar_limit(generator: ResidualGenerator, features: Tensor, shots: int, share: float, episodes: int = 400) -> float:
+    """The strangeness that a share of validation tasks stays below."""
+    found = [
+        strangeness(batch.support.mean(2) - generator.centre) for batch in draw(features, _protocol(WAYS[0], shots, episodes))
+    ]
+    return float(torch.cat(found).quantile(share))
+
+
+@torch.inference_mode()
+def calibrate(generator: Generator, features: Tensor, episodes: int = 400, familiar: float = 0.0) -> Calibration:
+    """Strengths with the best mean accuracy over 5- and 20-way tasks (or of all classes, where these are fewer), then temperatures with the least cross entropy.
 
     Args:
         features: a bank of validation classes, as `training.episodes.draw` takes it.
+        familiar: the share of validation tasks that are not given their baseline for strangeness; 0 for no limit.
     """
     flat = isinstance(generator, FlatGenerator)
-    ways = (generator.ways,) if flat else WAYS
+    ways = (generator.ways,) if flat else ways_of(features)
     rows = []
     for shots in SHOTS:
         strength = 1.0 if flat else _best_strength(generator, features, shots, episodes)
@@ -47,10 +57,16 @@ def calibrate(generator: Generator, features: Tensor, episodes: int = 400) -> Ca
                 strength,
                 _best_temperature([(generated(generator)(batch), batch) for batch in batches]),
                 _best_temperature([(_baseline(generator, batch), batch) for batch in batches]),
+                familiar=familiar_limit(generator, features, shots, familiar, episodes) if familiar else None,
             )
         )
     generator.calibration = Calibration(tuple(rows))
     return generator.calibration
+
+
+def ways_of(features: Tensor) -> tuple[int, ...]:
+    """`WAYS`, or all classes there are where these are fewer."""
+    return tuple(dict.fromkeys(min(w, len(features)) for w in WAYS))
 
 
 def _protocol(ways: int, shots: int, episodes: int) -> Protocol:
@@ -66,7 +82,7 @@ def _best_strength(generator: Generator, features: Tensor, shots: int, episodes:
     scores = []
     for strength in STRENGTHS:
         generator.calibration = Calibration((CalibrationRow(shots, strength),))
-        errors = [_errors(generated(generator), features, w, shots, episodes) for w in WAYS]
+        errors = [_errors(generated(generator), features, w, shots, episodes) for w in ways_of(features)]
         scores.append(errors)
     relative = [sum(e / max(scores[0][i], 1e-6) for i, e in enumerate(errors)) for errors in scores]
     return STRENGTHS[min(range(len(STRENGTHS)), key=relative.__getitem__)]
@@ -127,34 +143,34 @@ def _accuracy(head: Head, queries: Tensor, target: Tensor) -> float:
 def fit_metric(generator: ResidualGenerator, train: Tensor, validation: Tensor, episodes: int = 300) -> float:
     """Set the baseline's metric from training classes, shrunk as much as 5-shot validation tasks like best.
 
-    Scaled so that a covariance that is a multiple of the identity gives the class means.
-
     Returns:
         The shrinkage, 1 for class means.
     """
-    within = BaseStatistics.of(train).within
-    spread = within.diagonal().mean()
-    plain, scores = torch.eye(len(within)), {}
+    within, scores = BaseStatistics.of(train).within, {}
     for shrink in SHRINKAGES:
-        covariance = (1 - shrink) * within + shrink * spread * plain
-        generator.metric = 2 * spread * torch.linalg.inv(covariance.double()).float()
+        generator.metric = shrunk_metric(within, shrink)
         generator.calibration = Calibration((CalibrationRow(1, 0.0),))
-        scores[shrink] = sum(_errors(generated(generator), validation, w, 5, episodes) for w in WAYS), generator.metric
+        scores[shrink] = sum(_errors(generated(generator), validation, w, 5, episodes) for w in ways_of(validation)), generator.metric
     best = min(SHRINKAGES, key=lambda shrink: scores[shrink][0])
     generator.metric = scores[best][1].clone()
     return best
 
 
-def make_bundle(config: BundleConfig, body: nn.Module, generator: Generator, train: Tensor, features: Tensor) -> Bundle:
+def make_bundle(
+    config: BundleConfig, body: nn.Module, generator: Generator, train: Tensor, features: Tensor, *, keep_metric: bool = False,
+    familiar: float = 0.0,
+) -> Bundle:
     """A bundle with everything that training statistics and validation decide filled in.
 
     Args:
+        familiar: as for `calibrate`.
+        keep_metric: leave the baseline's metric as the generator was trained with it.
         train: features of training classes, `[classes, drawings, D]`.
         features: a bank of validation classes, as `training.episodes.draw` takes it.
     """
-    if isinstance(generator, ResidualGenerator):
+    if isinstance(generator, ResidualGenerator) and not keep_metric:
         fit_metric(generator, train, features)
-    config = replace(config, calibration=calibrate(generator, features))
+    config = replace(config, calibration=calibrate(generator, features, familiar=familiar))
     bundle = Bundle(config, body, generator)
     bundle.config = replace(config, fallback_margin=fit_fallback_margin(bundle, features))
     return bundle

@@ -10,22 +10,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ltdi.bodies.conv4 import Conv4
-from ltdi.bodies.loader import BodyConfig as BundledBody
+from ltdi.bodies.loader import build_body
 from ltdi.bundle import Bundle, BundleConfig, build_generator
 from ltdi.errors import DataMissing
 from ltdi.files import read_safetensors, write_json, write_safetensors
 from ltdi.generator import Generator
-from training import body as body_stage
 from training import meta_train as default_recipe
 from training import meta_train_paper as paper_recipe
-from training.augment import view_maps
+from training.body import train_body
 from training.checkpoint import load_checkpoint, save_checkpoint, with_prefix, without_prefix
+from training.classify import ClassifyConfig, train_classifier
 from training.configs.experiment import Experiment
 from training.data.dataset import ClassImages
 from training.episodes import embed_all, embed_bank
 from training.prepare import body_digest, data_digest
 from training.trajectories import Trajectories
+from training.virtual import virtual_classes
 
 BODY = "body.ckpt.safetensors"
 
@@ -54,7 +54,11 @@ class Workspace:
         if path.exists() and "adopted_from" in load_checkpoint(path)[1]:
             return self.body()
         images = self.experiment.load(self.data, "train")
-        return body_stage.train_body(self.experiment.body, images, self.body_folder)
+        config = self.experiment.body
+        if not isinstance(config, ClassifyConfig):
+            return train_body(config, images, self.body_folder)
+        start = self._averaged(self.body_folder.parent / config.start / BODY) if config.start else None
+        return train_classifier(config, images, self.body_folder, start)
 
     def adopt_body(self, bundle: Bundle) -> nn.Module:
         """The body of a bundle in place of one trained here."""
@@ -68,14 +72,16 @@ class Workspace:
         Raises:
             DataMissing: `ltdi prepare` has not run.
         """
-        path = self.body_folder / BODY
+        return self._body(self._averaged(self.body_folder / BODY))
+
+    def _averaged(self, path: Path) -> dict[str, Tensor]:
+        """What a checkpoint of a body holds of the averaged one."""
         if not path.exists():
-            raise DataMissing(f"no trained body at {path}; run `ltdi prepare --config {self.experiment.name}` first")
-        return self._body(without_prefix("average.", load_checkpoint(path)[0]))
+            raise DataMissing(f"no trained body at {path}; run `ltdi prepare --config {path.parent.name}` first")
+        return without_prefix("average.", load_checkpoint(path)[0])
 
     def _body(self, tensors: dict[str, Tensor]) -> nn.Module:
-        size = self.experiment.load(self.data, "val").images.shape[-1]
-        body = Conv4(self.experiment.body.channels, size)
+        body = build_body(self.experiment.bundled_body)
         body.load_state_dict(tensors)
         return body.eval().requires_grad_(False)
 
@@ -90,13 +96,8 @@ class Workspace:
 
     def bank_of(self, body: nn.Module, images: ClassImages, name: str) -> Tensor:
         """The bank of any images, kept under `name`."""
-        maps = self.view_maps
+        maps = self.experiment.view_maps
         return self._kept(f"bank{self.experiment.views}-{name}", body, images, lambda: embed_bank(body, images, maps))
-
-    @property
-    def view_maps(self) -> Tensor:
-        """The maps of the experiment's views, `[V, 2, 3]`."""
-        return view_maps(self.experiment.views)
 
     def _kept(self, name: str, body: nn.Module, images: ClassImages, make: Callable[[], Tensor]) -> Tensor:
         path = self.body_folder / f"{name}-{body_digest(body)[:12]}-{data_digest(images)[:12]}.safetensors"
@@ -105,6 +106,15 @@ class Workspace:
         features = make()
         write_safetensors(path, {"features": features}, {"format": "ltdi.features"})
         return features
+
+    def virtual_banks(self, body: nn.Module) -> list[Tensor]:
+        """A bank for each change that makes further classes of the training classes; none where the config has none."""
+        count = self.experiment.virtual
+        if not count:
+            return []
+        images = self.experiment.load(self.data, "train")
+        some = ClassImages(images.images[:, :count], images.names)
+        return [self.bank_of(body, changed, f"virtual-{name}") for name, changed in virtual_classes(some)]
 
     def trajectories(self) -> Trajectories:
         """The prepared trajectories.
@@ -149,20 +159,17 @@ class Workspace:
     def bundle_config(self) -> BundleConfig:
         """What the bundle will be, before validation has had its say."""
         train = self.experiment.meta_train
-        size = self._body_of_bundle().feature_size
+        size = build_body(self.experiment.bundled_body).feature_size
         common = BundleConfig(
             name=self.experiment.name,
             recipe=self.experiment.recipe,
             schedule=train.schedule,
-            body=BundledBody(channels=self.experiment.body.channels),
+            body=self.experiment.bundled_body,
         )
         if self.experiment.recipe == "default":
-            return replace(common, class_tokens=train.denoiser, head_sizes=(size, 0), views=self.experiment.views)
+            return replace(common, class_tokens=train.denoiser, head_sizes=(size, 0), views=self.experiment.views, view_share=self.experiment.view_share)
         prepare = self.experiment.prepare
         return replace(common, unet=train.denoiser, head_sizes=(size, prepare.hidden, prepare.ways))
-
-    def _body_of_bundle(self) -> Conv4:
-        return Conv4(self.experiment.body.channels)
 
 
 def seeded(experiment: Experiment, seed: int) -> Experiment:

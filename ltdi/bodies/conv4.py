@@ -20,6 +20,7 @@ class Conv4(nn.Module):
 
     kind = "images"
     remote = False
+    colours = 1
 
     def __init__(self, channels: int = 64, image_size: int = 28) -> None:
         super().__init__()

@@ -11,9 +11,18 @@ from ltdi import baselines
 from ltdi.denoisers.class_tokens import ClassTokensConfig
 from training.body import BodyConfig, class_mean_loss, train_body
 from training.checkpoint import load_checkpoint
+from training.data.dataset import ClassImages
 from training.data.made import load_made
-from training.meta_train import CHECKPOINT, MetaTrainConfig, cut_tasks, generate_batch, initial_generator, meta_train
+from training.meta_train import (
+    CHECKPOINT,
+    MetaTrainConfig,
+    cut_tasks,
+    generate_batch,
+    initial_generator,
+    meta_train,
+)
 from training.statistics import statistics_of_episodes
+from training.virtual import mix_classes, virtual_classes
 
 CONFIG = MetaTrainConfig(
     steps=6, classes=12, drawings=4, ways=(4, 6), denoiser=ClassTokensConfig(width=16, heads=2), checkpoint_every=3
@@ -109,3 +118,33 @@ def test_the_class_mean_loss_is_that_of_prototypical_networks_on_a_batch_of_two_
     distances = torch.cdist(features[0], features[1]).square()
     there, back = (torch.nn.functional.cross_entropy(-d, target) for d in (distances, distances.T))
     assert torch.allclose(class_mean_loss(features), there + back, atol=1e-5)
+
+
+def test_mixed_classes_take_at_most_half_of_their_channels_from_another_one_and_keep_their_length() -> None:
+    chance = torch.Generator().manual_seed(0)
+    batch = torch.ones(200, 2, 3, 400) * torch.tensor([1.0, -1.0]).view(1, 2, 1, 1)
+    mixed = mix_classes(batch, 5 * batch, 0.8, chance)
+    taken = mixed.abs() / mixed.abs().amin(-1, keepdim=True) > 1.5
+    shares = taken.float().mean(-1)
+    assert torch.equal(shares[:, 0], shares[:, 1])  # every drawing of a class alike
+    assert 0.15 < float((shares[:, 0, 0] == 0).float().mean()) < 0.25 and shares.max() < 0.6
+    assert torch.allclose(mixed[:, :, :2].norm(dim=-1), batch[:, :, :2].norm(dim=-1))
+
+
+def test_further_classes_are_turned_or_have_their_channels_exchanged() -> None:
+    data = ClassImages(torch.arange(2 * 3 * 4).reshape(1, 2, 3, 2, 2).to(torch.uint8), ["one"])
+    found = dict(virtual_classes(data))
+    assert list(found) == ["turn90", "turn180", "turn270", "order120", "order201", "order210"]
+    assert torch.equal(found["turn180"].images, data.images.flip(3, 4))
+    assert torch.equal(found["order210"].images, data.images.flip(2))
+
+
+def test_virtual_classes_take_part_and_estimators_learn_on_where_asked(bank: torch.Tensor, tmp_path) -> None:
+    config = replace(CONFIG, estimate_lr=1.0, mixed=0.5)
+    plain = meta_train(config, bank, tmp_path / "plain")
+    virtual = meta_train(config, bank, tmp_path / "virtual", virtual=[-bank])
+    fitted = initial_generator(config, bank)
+    assert not torch.equal(plain.from_features.weight, fitted.from_features.weight)
+    assert not torch.equal(plain.denoiser.read_task.weight, virtual.denoiser.read_task.weight)
+    left = meta_train(replace(config, estimate_lr=0.0), bank, tmp_path / "left")
+    assert torch.equal(left.from_features.weight, fitted.from_features.weight)

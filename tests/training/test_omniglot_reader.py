@@ -15,7 +15,7 @@ from PIL import Image
 
 from ltdi.cli import main
 from ltdi.errors import DataMissing
-from training.data.omniglot import DRAWINGS, FOLDERS, load_omniglot
+from training.data.omniglot import DRAWINGS, FOLDERS, load_omniglot, load_omniglot_background, load_oneshot_runs
 
 CHARACTERS = json.loads((files("training") / "splits" / "omniglot_vinyals.json").read_text())["val"]
 SIDE = 105
@@ -127,3 +127,51 @@ def test_a_command_without_its_data_is_a_mistake_of_the_user(tmp_path: Path, cap
     command = ["prepare", "--config", "omniglot", "--data", str(tmp_path), "--runs", str(tmp_path / "runs")]
     assert main(command) == 2
     assert capsys.readouterr().err.startswith("error: no Omniglot at")
+
+
+def test_parts_by_alphabet_are_whole_and_share_none() -> None:
+    parts = json.loads((files("training") / "splits" / "omniglot_alphabets.json").read_text())
+    assert [len(parts[part]) for part in ("train", "val", "test")] == [25, 5, 20]
+    assert [sum(parts[part].values()) for part in ("train", "val", "test")] == [792, 172, 659]
+    assert len({name for part in parts.values() for name in part}) == 50
+
+
+def test_the_background_split_is_by_alphabets_without_rotations(tmp_path: Path) -> None:
+    sizes = json.loads((files("training") / "splits" / "omniglot_alphabets.json").read_text())["val"]
+    names = [f"{alphabet}/character{n + 1:02d}" for alphabet, count in sizes.items() for n in range(count)]
+    for folder in FOLDERS:
+        (tmp_path / folder).mkdir()
+    blank = Image.new("1", (SIDE, SIDE), 1)
+    for name in names:
+        (tmp_path / FOLDERS[0] / name).mkdir(parents=True)
+        for drawer in range(DRAWINGS):
+            blank.save(tmp_path / FOLDERS[0] / name / f"{drawer:02d}.png")
+    data = load_omniglot_background(tmp_path, "val", image_size=8)
+    assert data.images.shape == (172, DRAWINGS, 8, 8) and data.names == names
+    assert data.groups.bincount().tolist() == [sizes[alphabet] for alphabet in sorted(sizes)]
+
+
+def test_packed_runs_and_unzipped_runs_are_the_same(tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    drawings = chance.random((2, 20, 20, SIDE, SIDE)) < 0.2  # training or test, run, class
+    target = np.stack([chance.permutation(20) for _ in range(20)])
+    for run in range(20):
+        folder = tmp_path / "all_runs" / f"run{run + 1:02d}"
+        lines = []
+        for part, name in enumerate(("training", "test")):
+            (folder / name).mkdir(parents=True)
+            for item in range(20):
+                Image.fromarray(~drawings[part, run, item]).save(folder / name / f"{item:02d}.png")
+        lines = [f"run{run + 1:02d}/test/{i:02d}.png run{run + 1:02d}/training/{target[run, i]:02d}.png" for i in range(20)]
+        (folder / "class_labels.txt").write_text("\n".join(lines) + "\n")
+    train_bits, test_bits = (np.packbits(part.reshape(20, 20, -1), axis=2) for part in drawings)
+    (tmp_path / "packed").mkdir()
+    np.savez(
+        tmp_path / "packed" / "omniglot_oneshot_runs.npz", train_bits=train_bits, test_bits=test_bits, test_label=target
+    )
+    unzipped, packed = load_oneshot_runs(tmp_path, 21), load_oneshot_runs(tmp_path / "packed", 21)
+    for part in ("support", "queries", "target"):
+        assert torch.equal(getattr(unzipped, part), getattr(packed, part)), part
+    assert torch.equal(packed.target, torch.from_numpy(target))
+    with pytest.raises(DataMissing, match="all_runs/"):
+        load_oneshot_runs(tmp_path / "all_runs")
