@@ -36,7 +36,7 @@ class Settings(BaseSettings):
         "process", description="what runs torch: a process beside the server's, or a thread in it (less memory, fewer small heads a second)"
     )
     bundle: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("omniglot", "minilm", "any-embedding"), min_length=1, description="shipped names or folders, comma separated; the first is the default"
+        ("omniglot", "omniglot-background", "minilm", "any-embedding"), min_length=1, description="shipped names or folders, comma separated; the first is the default"
     )
     max_body_bytes: int = Field(32 * 2**20, ge=1024, description="bytes of one request body")
     max_header_bytes: int = Field(16 * 2**10, ge=1024, le=48 * 2**10, description="bytes of one request's headers")
