@@ -23,20 +23,20 @@ class BodyConfig:
     Args:
         name: `conv4` reads grey drawings, `photos` colour images, `sentence` reads texts, `features` reads nothing.
         channels: width of `conv4`.
-        widths: of the blocks of `photos`.
         image_size: side of the images, pixels; 0 for others.
         model: of `sentence`: a packaged model's name, or a path.
         feature_size: D of `sentence`; of `features`, where 0 is any.
         digest: of the weights of `sentence`, which are not in the bundle.
+        widths: of the blocks of `photos`.
     """
 
     name: str = "conv4"
     channels: int = 64
-    widths: tuple[int, ...] = ()
     image_size: int = 28
     model: str = ""
     feature_size: int = 0
     digest: str = ""
+    widths: tuple[int, ...] = ()
 
 
 def build_body(config: BodyConfig) -> Body:
