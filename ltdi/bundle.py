@@ -234,7 +234,7 @@ class Bundle:
                 f"bundle {self.name!r} takes floats [M, {self.feature_size or 'D'}]",
                 field=field,
             )
-        most = float(features.abs().max()) if len(features) else 0.0  # NaN where there is one
+        most = float(features.detach().abs().max()) if len(features) else 0.0  # NaN where there is one
         if not math.isfinite(most):
             raise InvalidFeatures("the features hold NaN or infinity; every number must be finite", field=field)
         if most > MAX_FEATURE:
