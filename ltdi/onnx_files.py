@@ -8,9 +8,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltdi.bodies.conv4 import Conv4
+from ltdi.bodies.photos import LEAST, LENGTH, PhotoConv4
 from ltdi.heads import Head
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ REMEDY = "pip install 'ltdi[onnx]'"
 OPSET, IR_VERSION = 18, 9  # what runtimes of 2023 and later read
 SMALLEST_LENGTH = 1e-12  # of a feature that is divided by its length, as in torch's `normalize`
 CONV4_INPUT = "float32 [M, 1, image_size, image_size], ink 1 and paper 0: grey values over 255, paper dark"
+PHOTO_INPUT = "float32 [M, 3, image_size, image_size], red, green, blue over 255: the square in the middle of each image"
 
 
 @cache
@@ -54,8 +56,8 @@ def head_onnx(head: Head) -> bytes:
     return graph.file("head", *shapes, head.file_metadata())
 
 
-def body_onnx(body: Conv4, facts: Mapping[str, str]) -> bytes:
-    """An image body as an ONNX file: `images`, as `CONV4_INPUT` says, to `features [M, D]`.
+def body_onnx(body: Conv4 | PhotoConv4, facts: Mapping[str, str]) -> bytes:
+    """An image body as an ONNX file: `images`, as its metadata `input` says, to `features [M, D]`.
 
     Args:
         facts: metadata of the file.
@@ -65,17 +67,43 @@ def body_onnx(body: Conv4, facts: Mapping[str, str]) -> bytes:
     """
     graph = _Graph()
     x = "images"
-    for place, (convolution, _, normalisation, _) in enumerate(body.blocks):
-        kernel = graph.constant(f"blocks.{place}.kernel", convolution.weight)
-        x = graph.add("Conv", [x, kernel], f"convolved.{place}", kernel_shape=[3, 3], pads=[1, 1, 1, 1])
-        x = graph.add("MaxPool", [x], f"pooled.{place}", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
-        names = ("weight", "bias", "running_mean", "running_var")
-        state = [graph.constant(f"blocks.{place}.{name}", getattr(normalisation, name)) for name in names]
-        x = graph.add("BatchNormalization", [x, *state], f"normalised.{place}", epsilon=normalisation.eps)
-        x = graph.add("Relu", [x], f"block.{place}")
-    graph.add("Flatten", [x], "features", axis=1)
-    shapes = {"images": ["batch", 1, body.image_size, body.image_size]}, {"features": ["batch", body.feature_size]}
-    return graph.file("body", *shapes, dict(facts) | {"input": CONV4_INPUT})
+    for place, block in enumerate(body.blocks):
+        x = _block(graph, block, x, place)
+    if isinstance(body, PhotoConv4):
+        _photo_features(graph, body, x)
+    else:
+        graph.add("Flatten", [x], "features", axis=1)
+    sides = [body.image_size, body.image_size]
+    shapes = {"images": ["batch", body.colours, *sides]}, {"features": ["batch", body.feature_size]}
+    said = PHOTO_INPUT if isinstance(body, PhotoConv4) else CONV4_INPUT
+    return graph.file("body", *shapes, dict(facts) | {"input": said})
+
+
+def _block(graph: _Graph, block: nn.Sequential, x: str, place: int) -> str:
+    """Convolution, pooling where there is one, normalisation and ReLU."""
+    for layer in block:
+        if isinstance(layer, nn.Conv2d):
+            kernel = graph.constant(f"blocks.{place}.kernel", layer.weight)
+            x = graph.add("Conv", [x, kernel], f"convolved.{place}", kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+        elif isinstance(layer, nn.MaxPool2d):
+            x = graph.add("MaxPool", [x], f"pooled.{place}", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
+        elif isinstance(layer, nn.BatchNorm2d):
+            names = ("weight", "bias", "running_mean", "running_var")
+            state = [graph.constant(f"blocks.{place}.{name}", getattr(layer, name)) for name in names]
+            x = graph.add("BatchNormalization", [x, *state], f"normalised.{place}", epsilon=layer.eps)
+    return graph.add("Relu", [x], f"block.{place}")
+
+
+def _photo_features(graph: _Graph, body: PhotoConv4, x: str) -> None:
+    """Square roots of the averages over the plane, centred, of one length."""
+    averages = graph.add("ReduceMean", [x, graph.constant("plane", np.array([2, 3]))], "averages", keepdims=0)
+    least = graph.constant("least", np.array([LEAST], np.float32))
+    roots = graph.add("Sqrt", [graph.add("Add", [averages, least], "above_nought")], "roots")
+    centred = graph.add("Sub", [roots, graph.constant("centre", body.centre)], "centred")
+    length = graph.add("ReduceL2", [centred, graph.constant("last_axis", np.array([-1]))], "length", keepdims=1)
+    floor = graph.constant("smallest_length", np.array([SMALLEST_LENGTH], np.float32))
+    unit = graph.add("Div", [centred, graph.add("Max", [length, floor], "divisor")], "unit")
+    graph.add("Mul", [unit, graph.constant("feature_length", np.array([LENGTH], np.float32))], "features")
 
 
 class _Graph:

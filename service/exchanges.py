@@ -14,7 +14,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from ltdi import Head, load_head, safetensors_bytes
-from ltdi.images import prepare_images
+from ltdi.images import prepare_images, prepare_photos
 
 JSON, SAFETENSORS = "application/json", "application/vnd.safetensors"
 T = TypeVar("T")
@@ -179,7 +179,10 @@ def _tensors(inputs: Any, model: str | None) -> Exchange[dict[str, Tensor]]:
         raise ServiceError({"status": 503, "title": "The model is not ready", "detail": chosen.get("reason")})
     if not chosen["body"]["image_size"]:
         raise ValueError(f"model {chosen['name']!r} reads no images; send texts, or features as an array [M, D]")
-    return {"images": prepare_images(inputs, chosen["body"]["image_size"]).unsqueeze(1)}
+    side = chosen["body"]["image_size"]
+    if chosen["body"].get("colours") == 3:
+        return {"images": prepare_photos(inputs, side)}
+    return {"images": prepare_images(inputs, side).unsqueeze(1)}
 
 
 def _tensor_call(path: str, tensors: dict[str, Tensor], facts: dict[str, str]) -> Call:

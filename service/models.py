@@ -213,6 +213,7 @@ def body_document(bundle: Bundle) -> dict:
         "kind": "remote" if body.remote else body.kind,
         "protocol": body.protocol if body.remote else None,
         "image_size": config.image_size if body.kind == "images" else 0,
+        "colours": body.colours if body.kind == "images" else 0,
         "feature_size": body.feature_size,
         "model": body.model_name if body.remote else config.model,
         "installed": getattr(body, "installed", True),

@@ -185,6 +185,7 @@ class BodyDocument(BaseModel):
     kind: Literal["images", "text", "features", "remote"] = Field(description="what it reads; `remote` reads texts elsewhere")
     protocol: Literal["openai", "tei"] | None = Field(None, description="of a remote body")
     image_size: int = Field(description="pixels; 0 for bodies that read no images")
+    colours: int = Field(description="1 for grey images, 3 for colour ones; 0 for bodies that read none")
     feature_size: int = Field(description="0 where any is taken")
     model: str = Field(description="the sentence encoder, where there is one; of a remote body as its endpoint calls it")
     installed: bool = Field(description="whether it can be used here; features can be sent without it")

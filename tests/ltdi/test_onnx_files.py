@@ -10,6 +10,7 @@ import torch
 
 from ltdi import Bundle, load_bundle
 from ltdi.bodies.conv4 import Conv4
+from ltdi.bodies.photos import PhotoConv4
 from ltdi.heads import Head
 from ltdi.onnx_files import body_onnx, head_onnx
 from tests.ltdi.test_heads import LABELS, kinds, make_head
@@ -51,6 +52,19 @@ def test_a_body_answers_in_onnx_as_in_torch_whatever_its_size(size: int) -> None
         block[2].running_mean.normal_()
         block[2].running_var.uniform_(0.5, 2)
     images = torch.rand(7, 1, size, size)
+    with torch.inference_mode():
+        torch.testing.assert_close(run(body_onnx(body, {}), images=images), body(images), **CLOSE)
+
+
+@pytest.mark.parametrize("size", [24, 21])
+def test_a_body_for_photographs_answers_in_onnx_as_in_torch(size: int) -> None:
+    torch.manual_seed(1)
+    body = PhotoConv4((4, 6, 8, 10), size).eval()
+    body.centre.uniform_(0, 1)
+    for block in body.blocks:
+        block[-2].running_mean.normal_()
+        block[-2].running_var.uniform_(0.5, 2)
+    images = torch.rand(7, 3, size, size)
     with torch.inference_mode():
         torch.testing.assert_close(run(body_onnx(body, {}), images=images), body(images), **CLOSE)
 

@@ -1,0 +1,67 @@
+"""A bundle for colour photographs behind the service: every form, the client, and its body."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ltdi import load_bundle, load_head
+from ltdi.bodies.loader import BodyConfig
+from service.client import LtDiClient
+from service.settings import Settings
+from tests.conftest import make_bundle
+from tests.service.conftest import Running
+
+SIDE = 16
+LABELS = ["sky", "grass"] * 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    body = BodyConfig("photos", widths=(4, 6, 8, 10), image_size=SIDE)
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "photos", name="photos", body=body, head_sizes=(10, 0), views=3)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Running]:
+    running = Running(Settings(bundle=(str(folder),)), None)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def photographs() -> torch.Tensor:
+    """Three of blue, three of green, in turn."""
+    images = torch.randint(60, (6, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images[::2, 2] += 190
+    images[1::2, 1] += 190
+    return images
+
+
+def test_the_client_sends_colours_and_the_head_is_the_library_s(server: Running, folder: Path, photographs: torch.Tensor) -> None:
+    here = load_bundle(folder, device="cpu").generate(photographs, LABELS)
+    with LtDiClient(str(server.client.base_url)) as client:
+        made = client.generate_head(photographs, LABELS)
+    torch.testing.assert_close(made.tensors(), here.tensors(), rtol=1e-5, atol=1e-6)
+    grey = photographs.float().mean(1, keepdim=True).expand_as(photographs).to(torch.uint8)
+    other = load_bundle(folder, device="cpu").generate(grey, LABELS)
+    assert not torch.allclose(other.layers[0].weight, here.layers[0].weight, atol=1e-3)
+
+
+def test_its_document_says_that_it_reads_colours_and_its_body_comes_as_onnx(server: Running) -> None:
+    pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+    assert server.client.get("/models/photos").json()["body"]["colours"] == 3
+    graph = server.client.get("/models/photos/body", headers={"Accept": "application/onnx"})
+    assert graph.status_code == 200 and b"red, green, blue" in graph.content
+
+
+def test_raw_images_of_either_kind_are_taken(server: Running, photographs: torch.Tensor) -> None:
+    from safetensors.torch import save
+
+    for images in (photographs, photographs[:, :1]):
+        content = save({"images": images.contiguous(), "labels": torch.tensor([0, 1] * 3)})
+        answer = server.client.post("/generate-head", content=content, headers={"Content-Type": "application/vnd.safetensors"})
+        assert answer.status_code == 200 and load_head(answer.content).feature_size == 10
