@@ -22,7 +22,7 @@ from training.meta_train import (
     meta_train,
 )
 from training.statistics import statistics_of_episodes
-from training.virtual import mix_classes, virtual_classes
+from training.virtual import closer, mix_classes, softer, virtual_classes
 
 CONFIG = MetaTrainConfig(
     steps=6, classes=12, drawings=4, ways=(4, 6), denoiser=ClassTokensConfig(width=16, heads=2), checkpoint_every=3
@@ -131,12 +131,21 @@ def test_mixed_classes_take_at_most_half_of_their_channels_from_another_one_and_
     assert torch.allclose(mixed[:, :, :2].norm(dim=-1), batch[:, :, :2].norm(dim=-1))
 
 
-def test_further_classes_are_turned_or_have_their_channels_exchanged() -> None:
+def test_further_classes_are_turned_have_their_channels_exchanged_or_are_softer_or_closer() -> None:
     data = ClassImages(torch.arange(2 * 3 * 4).reshape(1, 2, 3, 2, 2).to(torch.uint8), ["one"])
     found = dict(virtual_classes(data))
-    assert list(found) == ["turn90", "turn180", "turn270", "order120", "order201", "order210"]
+    assert list(found) == ["turn90", "turn180", "turn270", "order120", "order201", "order210", "soft", "close"]
     assert torch.equal(found["turn180"].images, data.images.flip(3, 4))
     assert torch.equal(found["order210"].images, data.images.flip(2))
+
+
+def test_softer_images_lose_what_is_fine_and_closer_ones_show_the_middle() -> None:
+    fine = torch.zeros(1, 1, 3, 8, 8, dtype=torch.uint8)
+    fine[..., ::2] = 200
+    assert torch.equal(softer(fine, 0.5), torch.full_like(fine, 100))
+    framed = torch.zeros(1, 1, 3, 8, 8, dtype=torch.uint8)
+    framed[..., 2:6, 2:6] = 255
+    assert torch.equal(closer(framed, 0.5), torch.full_like(framed, 255))
 
 
 def test_virtual_classes_take_part_and_estimators_learn_on_where_asked(bank: torch.Tensor, tmp_path) -> None:

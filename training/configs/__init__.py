@@ -70,7 +70,7 @@ MINI_IMAGENET = Experiment(
     body=ClassifyConfig(),
     body_run="mini-imagenet",
     meta_train=MetaTrainConfig(
-        steps=1200, classes=60, drawings=12, ways=(5,), one_shot_splits=3, many_shot_splits=2, temperatures=(6.0, 2.5),
+        steps=2400, classes=60, drawings=12, ways=(5,), one_shot_splits=3, many_shot_splits=2, temperatures=(6.0, 2.5),
         blind=0.2, mixed=0.9, plain=0.5, estimate_lr=1.0, ridge_features=0.3, ridge_views=0.1, weight_decay=0.05,
         metric_shrink=0.9, denoiser=ClassTokensConfig(width=64, heads=4, encoder_layers=1, dropout=0.2),
         validate_every=400,

@@ -50,7 +50,7 @@ class Experiment:
         meta_train: `MetaTrainConfig` for the `default` recipe, `PaperConfig` for `paper`.
         views: V, how many changed copies of each example image the generator sees beside it.
         view_share: how far the baseline moves class means to the mean of the views.
-        virtual: images of each training class that serve, turned and with their colours exchanged, as further classes.
+        virtual: images of each training class that serve, turned, recoloured, softer and closer, as further classes.
         familiar: the share of validation tasks that are not given their baseline for strangeness; 0 for no such limit.
         rival: the config whose body, trained for class means at the same cost, bears further closed forms.
         ways: of the table's tasks.
