@@ -133,7 +133,8 @@ def evaluate_column(
         against the closed forms on views, and, `strict`, against the best of all closed forms, with views or without.
         `rival` is the same against the best closed form on the rival body.
     """
-    validation = replace(protocol, episodes=validation_episodes, seed=1)
+    ways = min(protocol.ways, len(bank.validation))
+    validation = replace(protocol, ways=ways, episodes=validation_episodes, seed=1)
 
     def best(found: list[Comparator]) -> list[Comparator]:
         return list(choose(bank.validation, bank.base, validation, found, bank.validation_groups).values())

@@ -200,3 +200,10 @@ def test_strangeness_is_the_squared_length_of_what_classes_have_in_common() -> N
     assert abs(float(strangeness(means).mean())) < 0.2
     assert float(strangeness(means + 0.5).mean()) == pytest.approx(16 * 0.25, abs=0.3)
     assert torch.allclose(strangeness(torch.ones(1, 3, 4)), torch.tensor([4.0]))
+
+
+def test_tasks_of_more_classes_than_validation_has_are_chosen_for_on_all_of_these(features: torch.Tensor) -> None:
+    generator = initial_generator(SILENT, features.unsqueeze(2)).eval()
+    bank = Bank(features[:6], features, BaseStatistics.of(features))
+    column = evaluate_column(Protocol(8, 1, episodes=10), bank, {0: generator}, validation_episodes=10)
+    assert column["protocol"] == "8-way 1-shot" and column["closed_form"]
