@@ -13,8 +13,8 @@ class MeanEstimator(nn.Module):
     """A linear map from what is seen of one example to the way from there to its class's mean.
 
     Fitted in closed form on the base classes (`training.estimator`): the linear empirical-Bayes estimate of a class
-    mean; where a config says so, trained on from there with the generator. What it says of all classes of a task alike is left out: in a domain of another mean that is its error, and
-    among the base classes it tells nothing apart. From K examples the way is shorter, by 3 / (2 K + 1). Both are
+    mean; where a config says so, trained on from there with the generator. What it says of all classes of a task alike
+    is left out: in a domain of another mean that is its error, and among the base classes it tells nothing apart. From K examples the way is shorter, by 3 / (2 K + 1). Both are
     measured in `DECISIONS.md`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Request bodies to tasks, in each of the three forms. Runs in a thread, not on the event loop."""
+"""Request bodies to tasks, in each of the three forms. Runs in a thread; on the event loop only where `cheap` says so."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from service.selftest import self_test
 from service.settings import Settings
 from service.wire import Frames, SentError, frame, pack, unpack
 
-KEPT = 2  # bundles of one name: work that was sent before a reload still finds its own
+KEPT = 2  # bundles of one source: work that was sent before a reload still finds its own
 Bundles = OrderedDict[str, Bundle]
 
 

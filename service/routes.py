@@ -1,4 +1,4 @@
-"""The routes: read a body within its bounds, decode it in a thread, queue the work, send the artefact."""
+"""The routes: read a body within its bounds, decode it (in a thread, unless that is quick), queue the work, send the artefact."""
 
 from __future__ import annotations
 
@@ -451,7 +451,7 @@ async def _disconnected(request: Request) -> None:
 
 
 async def _decoded(request: Request, choose: Callable[[Decoder], Callable]) -> Any:
-    """The body, read within its bounds and decoded in a thread by the method that `choose` picks."""
+    """The body, read within its bounds and decoded by the method that `choose` picks: in a thread, unless that is quick."""
     state = request.app.state.service
     content_type = request.headers.get("content-type", "")
     media_type = content_type.split(";")[0].strip().lower()
