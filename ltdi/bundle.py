@@ -46,6 +46,7 @@ from ltdi.pipeline import (
     generate_from_embedding,
     generate_heads,
 )
+from ltdi.pool import PoolConfig
 from ltdi.schedule import ScheduleConfig
 from ltdi.support import Items, Limits, SupportSet, take
 from ltdi.views import all_views, summarise
@@ -66,6 +67,7 @@ class BundleConfig:
         fallback_margin: by how much the baseline must lead on the folds to be returned instead.
         views: V, how many changed copies of each example image the generator sees beside it.
         view_share: how far the baseline moves class means to the mean of the views.
+        pool: what validation said of unlabelled pools, for the `default` recipe; None for a bundle that takes none.
     """
 
     name: str
@@ -82,6 +84,7 @@ class BundleConfig:
     fallback_margin: float = 0.1
     views: int = 0
     view_share: float = 0.0
+    pool: PoolConfig | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.views <= MAX_VIEWS or (self.views and self.recipe != "default"):
@@ -102,7 +105,7 @@ def build_generator(config: BundleConfig) -> Generator:
         codec = Standardiser(torch.zeros(size + 1), torch.ones(size + 1))
         return ResidualGenerator(
             size, config.schedule, config.class_tokens, codec, centre, scale, config.calibration,
-            torch.zeros(config.views, 2, 3), config.view_share,
+            torch.zeros(config.views, 2, 3), config.view_share, config.pool,
         )
     if config.recipe != "paper" or config.unet is None:
         raise InvalidConfig(f"recipe {config.recipe!r} is unknown, or lacks its denoiser; known: {RECIPES}")
@@ -171,8 +174,13 @@ class Bundle:
 
     @property
     def takes_descriptions(self) -> bool:
-        """Whether it uses descriptions of classes, and a pool."""
+        """Whether it uses descriptions of classes."""
         return self.config.recipe == "geometry"
+
+    @property
+    def takes_pool(self) -> bool:
+        """Whether it uses unlabelled items."""
+        return self.takes_descriptions or self.config.pool is not None
 
     @property
     def fixed_ways(self) -> int | None:
@@ -205,7 +213,7 @@ class Bundle:
             return self._texts(inputs, field, truncate)
         if self.body.kind == "images":
             prepare = prepare_photos if self.body.colours == 3 else prepare_images
-            return prepare(inputs, self.config.body.image_size)
+            return prepare(inputs, self.config.body.image_size, field)
         raise UnsupportedInput(f"bundle {self.name!r} takes features only; send floats [M, D]", field=field)
 
     def _texts(self, inputs: Any, field: str, truncate: bool) -> tuple[str, ...]:
@@ -253,11 +261,13 @@ class Bundle:
         Raises:
             InvalidInput: any of its subclasses, with the field and the remedy.
         """
+        for name, value, taken in (
+            ("descriptions", descriptions, self.takes_descriptions), ("unlabelled", unlabelled, self.takes_pool)
+        ):  # fmt: skip
+            if value is not None and len(value) and not taken:
+                raise UnsupportedInput(f"bundle {self.name!r} does not use {name}; leave them out", field=name)
         if not self.takes_descriptions:
-            for name, value in (("descriptions", descriptions), ("unlabelled", unlabelled)):
-                if value is not None and len(value):
-                    raise UnsupportedInput(f"bundle {self.name!r} does not use {name}; leave them out", field=name)
-            descriptions = unlabelled = None
+            descriptions = None
         described = self._descriptions(descriptions, truncate)
         pool = None
         if unlabelled is not None and len(unlabelled):
@@ -335,7 +345,8 @@ class Bundle:
             return self.body.embed(prepared) if not embedded else _rows_of(prepared, embedded).to(self.device)
         if prepared.dtype == torch.float32:
             return prepared.to(self.device)
-        return self._embed_pixels(self._pixels(prepared))
+        parts = [self._embed_pixels(self._pixels(part)) for part in prepared.split(512)]
+        return torch.cat(parts) if parts else torch.zeros(0, self.feature_size, device=self.device)
 
     def _pixels(self, prepared: Tensor) -> Tensor:
         return (prepared.unsqueeze(1) if prepared.ndim == 3 else prepared).float() / 255
@@ -358,13 +369,16 @@ class Bundle:
         ordered = take(support.inputs, support.canonical.example_order)
         if self.takes_descriptions:
             return self._whole_task(support, ordered, embedded)
+        pool = None
+        if support.unlabelled is not None:
+            pool = self._embed(take(support.unlabelled, support.canonical.pool_order))
         if ordered.dtype == torch.float32 or not self.generator.wants_views(len(ordered), support.ways):
-            return FeatureTask(support, self._embed(ordered))
+            return FeatureTask(support, self._embed(ordered), pool=pool)
         pixels = self._pixels(ordered)
         features = self._embed_pixels(pixels)
         views = self._embed_pixels(all_views(pixels, self.generator.view_maps.cpu()))
         seen = summarise(features, views.unflatten(0, (len(features), -1)))
-        return FeatureTask(support, features, seen[:, 1:])
+        return FeatureTask(support, features, seen[:, 1:], pool=pool)
 
     def _whole_task(
         self, support: SupportSet, ordered: Items, embedded: Mapping[str, Tensor] | None = None
@@ -555,6 +569,8 @@ class Bundle:
             raise UnsupportedInput(
                 "this bundle's chain looks at every item, so it has no task embedding; send the task itself", field="as"
             )
+        if support.unlabelled is not None:
+            raise UnsupportedInput("a task embedding holds no pool; leave it out, or send the task itself", field="unlabelled")
         return embed_tasks(self.generator, self._feature_task(support), self.digest)
 
     def save(self, folder: str | Path) -> str:

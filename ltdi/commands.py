@@ -245,7 +245,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         "ways": [bundle.fixed_ways or 2, bundle.fixed_ways or limits.max_ways],
         "shots": [0 if bundle.takes_descriptions else 1, limits.max_shots],
         "max_examples": limits.max_examples,
-        "max_unlabelled": limits.max_unlabelled if bundle.takes_descriptions else 0,
+        "max_unlabelled": limits.max_unlabelled if bundle.takes_pool else 0,
         "mean_difference": bundle.card.get("mean_difference"),
         "body": bundle.config.body.name,
         "feature_size": bundle.feature_size,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -33,6 +35,25 @@ class ClassStatistics:
             self.view_means, self.view_spreads = (
                 self._mean(part).reshape(batch, ways, -1) for part in views.unbind(1)
             )
+
+    def with_pool(self, pool: Tensor, answers: Tensor, weight: Tensor, worth: Tensor) -> ClassStatistics:
+        """The same with pool items among the examples.
+
+        Args:
+            pool: `[B, U, D]`, without views.
+            answers: `[B, U, N]`, how much of each item belongs to each class.
+            weight: `[B]`, of an item in the means, beside an example.
+            worth: `[B]`, how many examples it is counted as.
+        """
+        items = answers.sum(1)
+        share = self.counts / (self.counts + weight.unsqueeze(1) * items)  # of the examples in the means
+        found = (answers.transpose(1, 2) @ pool) / items.clamp_min(1e-9).unsqueeze(-1)
+        moved = copy.copy(self)
+        moved.means = torch.lerp(found, self.means, share.unsqueeze(-1))
+        if self.view_means is not None:
+            moved.view_means = moved.means + share.unsqueeze(-1) * (self.view_means - self.means)
+        moved.counts = self.counts + worth.unsqueeze(1) * items
+        return moved
 
     def _mean(self, items: Tensor) -> Tensor:
         """Means over the examples of each class, `[B N, ...]`; the same bytes whatever shares the batch."""

@@ -19,6 +19,7 @@ from ltdi.embedding import ClassStatistics, embed_task, token_size
 from ltdi.errors import InvalidConfig
 from ltdi.estimator import MeanEstimator
 from ltdi.experts import TaskItems
+from ltdi.pool import PoolConfig, PoolReader, between, soft_k_means
 from ltdi.sampler import Observer, sample
 from ltdi.schedule import Schedule, ScheduleConfig
 
@@ -117,6 +118,7 @@ class ResidualGenerator(OneLayer):
         centre, scale: `[D]`, mean and standard deviation of features over the base classes.
         view_maps: `[V, 2, 3]`, affine maps of an example image to its views; none for bodies without.
         view_share: how far the baseline's class means are moved to the mean of the views, where the task has them.
+        pool: what validation said of pools; None for a generator that takes none.
     """
 
     recipe = "default"
@@ -132,9 +134,10 @@ class ResidualGenerator(OneLayer):
         calibration: Calibration | None = None,
         view_maps: Tensor | None = None,
         view_share: float = 0.0,
+        pool: PoolConfig | None = None,
     ) -> None:
         super().__init__()
-        self.schedule, self.view_share = Schedule(schedule), view_share
+        self.schedule, self.view_share, self.pool = Schedule(schedule), view_share, pool
         self.register_buffer("view_maps", torch.zeros(0, 2, 3) if view_maps is None else view_maps)
         inputs = token_size(feature_size, self.has_views)
         self.denoiser = ClassTokens(denoiser, self.schedule, inputs, feature_size + 1)
@@ -145,6 +148,12 @@ class ResidualGenerator(OneLayer):
         self.register_buffer("metric", 2 * torch.eye(feature_size))
         self.from_features = MeanEstimator(feature_size, views=False)
         self.from_views = MeanEstimator(feature_size, views=True) if self.has_views else None
+        self.pool_reader = None if pool is None else PoolReader(pool.rounds)
+
+    @property
+    def takes_pool(self) -> bool:
+        """Whether it looks at unlabelled items."""
+        return self.pool_reader is not None
 
     @property
     def has_views(self) -> bool:
@@ -164,12 +173,12 @@ class ResidualGenerator(OneLayer):
         """
         several = statistics.counts.float().mean(1) >= SEVERAL_SHOTS
         estimate = self.from_features if statistics.view_means is None else self.from_views
-        base = self._closed_form(self._shown(statistics), several)
+        base = self._closed_form(self.shown(statistics), several)
         hint = self._closed_form(statistics.means + estimate(statistics), several) - base
         embedding = embed_task(statistics, self.centre, self.scale, self.has_views)
         return TaskBatch(embedding, base, statistics.counts, self.codec.encode(hint))
 
-    def _shown(self, statistics: ClassStatistics) -> Tensor:
+    def shown(self, statistics: ClassStatistics) -> Tensor:
         """Class means of the examples, moved to their views."""
         if not self.view_share or statistics.view_means is None:
             return statistics.means
@@ -417,9 +426,45 @@ def generate_weights(
     Args:
         noise: `[B, draws, ...]`, x_T.
     """
+    weights = _decoded(generator, tasks, noise, observer)
+    return _or_baseline(generator, tasks, weights, tasks.base) if isinstance(generator, ResidualGenerator) else weights
+
+
+def generate_with_pool(
+    generator: ResidualGenerator, statistics: ClassStatistics, pool: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weights of tasks with a pool, and their baselines, `[B, N, D + 1]` each; the baseline for strange tasks.
+
+    A head is generated without the pool; the pool is read, led by its answers; the generator is asked again with what was found among
+    the examples; and that head is mixed with the one of the class means that reading gave.
+
+    Args:
+        statistics: of the examples.
+        pool: `[B, U, D]`.
+        noise: `[B, draws, N, D + 1]`, x_T, the same for both heads.
+    """
+    config, metric = generator.pool, generator.metric
+    tasks, shown, shots = generator.describe(statistics), generator.shown(statistics), statistics.counts.float().mean(1)
+    weight, worth, share = (
+        between(pool.new_tensor(values), shots) for values in (config.item_weight, config.item_worth, config.share)
+    )
+    base = baselines.nearest_mean_in_metric(soft_k_means(shown, statistics.counts, pool, metric, config), metric)
+    leading = baselines.logits(_decoded(generator, tasks, noise), pool)
+    answers, means = generator.pool_reader(shown, statistics.counts, pool, metric, leading)
+    again = _decoded(generator, generator.describe(statistics.with_pool(pool, answers, weight, worth)), noise)
+    weights = torch.lerp(baselines.nearest_mean_in_metric(means, metric), again, share.view(-1, 1, 1))
+    return _or_baseline(generator, tasks, weights, base), base
+
+
+def _decoded(
+    generator: BatchGenerator, tasks: TaskBatch, noise: Tensor, observer: Observer | None = None
+) -> Tensor:
     draws = noise.shape[1]
     x = generator.chain(tasks.repeated(draws), noise.flatten(0, 1), observer)
     x = x if draws == 1 else x.unflatten(0, (-1, draws)).mean(1)
-    weights = generator.decode(x, tasks.base, tasks.counts)
-    familiar = generator.familiar(tasks) if isinstance(generator, ResidualGenerator) else None
-    return weights if familiar is None else torch.where(familiar[:, None, None], weights, tasks.base)
+    return generator.decode(x, tasks.base, tasks.counts)
+
+
+def _or_baseline(generator: ResidualGenerator, tasks: TaskBatch, weights: Tensor, base: Tensor) -> Tensor:
+    familiar = generator.familiar(tasks)
+    return weights if familiar is None else torch.where(familiar[:, None, None], weights, base)

@@ -21,7 +21,7 @@ MAX_SIDE = 8_000  # an image is padded to a square, so a long thin one costs its
 STRIP = 256  # rows
 
 
-def prepare_images(images: Tensor | np.ndarray | Iterable[Any], size: int) -> Tensor:
+def prepare_images(images: Tensor | np.ndarray | Iterable[Any], size: int, field: str = "support") -> Tensor:
     """Grey squares with ink 255 on paper 0, whatever the caller's images look like.
 
     Each image is made grey, padded to a square with the colour of its border, resized to `size`
@@ -31,6 +31,7 @@ def prepare_images(images: Tensor | np.ndarray | Iterable[Any], size: int) -> Te
         images: a tensor or array `[M, H, W]`, `[M, 1, H, W]` or `[M, 3, H, W]` (uint8, or float in 0..1),
             or a list of such images, PIL images, paths, or encoded PNG, JPEG or WebP files.
         size: side in pixels.
+        field: where the images stand, for errors.
 
     Returns:
         `[M, size, size]`, uint8.
@@ -39,20 +40,20 @@ def prepare_images(images: Tensor | np.ndarray | Iterable[Any], size: int) -> Te
         InvalidImage: something that is no image; `field` names which.
     """
     if isinstance(images, (str, bytes, PathLike)):
-        raise InvalidImage("images must be a list or an array of images, not one of them", field="support")
-    prepared = [_prepare(image, size, f"support/{i}") for i, image in enumerate(images)]
+        raise InvalidImage("images must be a list or an array of images, not one of them", field=field)
+    prepared = [_prepare(image, size, f"{field}/{i}") for i, image in enumerate(images)]
     if not prepared:
         return torch.zeros(0, size, size, dtype=torch.uint8)
     return torch.from_numpy(np.stack(prepared))
 
 
-def prepare_photos(images: Tensor | np.ndarray | Iterable[Any], size: int) -> Tensor:
+def prepare_photos(images: Tensor | np.ndarray | Iterable[Any], size: int, field: str = "support") -> Tensor:
     """Colour squares, whatever the caller's images look like: the square in the middle of each, resized (bilinear, averaging
     where it shrinks).
 
     Args:
         images: as for `prepare_images`; grey ones get three equal channels.
-        size: side in pixels.
+        size, field: likewise.
 
     Returns:
         `[M, 3, size, size]`, uint8.
@@ -61,8 +62,8 @@ def prepare_photos(images: Tensor | np.ndarray | Iterable[Any], size: int) -> Te
         InvalidImage: as for `prepare_images`.
     """
     if isinstance(images, (str, bytes, PathLike)):
-        raise InvalidImage("images must be a list or an array of images, not one of them", field="support")
-    prepared = [photo_square(_to_colour(image, f"support/{i}"), size) for i, image in enumerate(images)]
+        raise InvalidImage("images must be a list or an array of images, not one of them", field=field)
+    prepared = [photo_square(_to_colour(image, f"{field}/{i}"), size) for i, image in enumerate(images)]
     return torch.stack(prepared) if prepared else torch.zeros(0, 3, size, size, dtype=torch.uint8)
 
 

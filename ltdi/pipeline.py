@@ -18,7 +18,14 @@ from ltdi.embedding import ClassStatistics, token_size
 from ltdi.errors import DamagedFile, GenerationFailed, InvalidInput, LimitExceeded, UnsupportedInput
 from ltdi.experts import TaskItems
 from ltdi.files import all_finite, parse_json, read_safetensors
-from ltdi.generator import Generator, GeometryGenerator, TaskBatch, draw_noise, generate_weights
+from ltdi.generator import (
+    Generator,
+    GeometryGenerator,
+    TaskBatch,
+    draw_noise,
+    generate_weights,
+    generate_with_pool,
+)
 from ltdi.heads import Head, is_text, load_head
 from ltdi.refine import MAX_STEPS, refine
 from ltdi.support import CanonicalTask, SupportSet
@@ -271,9 +278,9 @@ def generate_heads(
     Raises:
         GenerationFailed: weights that are not finite, or a head that does not survive its own file.
     """
-    groups: dict[tuple[int, int, bool], list[int]] = defaultdict(list)
+    groups: dict[tuple[int, int, bool, bool], list[int]] = defaultdict(list)
     for i, (task, option) in enumerate(zip(tasks, options, strict=True)):
-        groups[task.support.ways, option.draws, task.views is None].append(i)
+        groups[task.support.ways, option.draws, task.views is None, task.pool is None].append(i)
     heads: list[Head | None] = [None] * len(tasks)
     for (ways, *_), members in groups.items():
         with timer.stage("sample"):
@@ -300,6 +307,12 @@ def _sampled(generator: Generator, rows: Sequence[_Row], noise: Tensor, ways: in
         described = [generator.describe_items(row.items) for row in rows]
         made = [generator.generate_one(task, x.to(task.base)) for task, x in zip(described, noise, strict=True)]
         return torch.stack(made), torch.stack([task.base for task in described])
+    if rows[0].task.pool is not None:  # one by one: pools are of different sizes
+        pairs = [
+            generate_with_pool(generator, statistics_of([row], ways), row.task.pool.unsqueeze(0), x.unsqueeze(0).to(row.features))
+            for row, x in zip(rows, noise, strict=True)
+        ]
+        return torch.cat([weights for weights, _ in pairs]), torch.cat([base for _, base in pairs])
     batch = generator.describe(statistics_of(rows, ways))
     return generate_weights(generator, batch, noise.to(batch.base.device)), batch.base
 

@@ -155,8 +155,11 @@ class Decoder:
         queries = form.contents("queries")
         return PredictCall(fields.artefact, head, fields.model, lambda b: self.images(queries, b, "queries"))
 
-    def items(self, bundle: Bundle, items: Sequence[schemas.Item], where: str, truncate: bool = False) -> Any:
-        """Items of one form as what `Bundle.prepare` takes."""
+    def items(
+        self, bundle: Bundle, items: Sequence[schemas.Item], where: str, truncate: bool = False,
+        others: Sequence[schemas.Item] = (),
+    ) -> Any:
+        """Items of one form as what `Bundle.prepare` takes; `others` are those of the request that were prepared before."""
         self._check_count(len(items), where)
         form = form_of(items, where)
         readable = {"text": "texts", "image": "images", "features": "features"}.get(form)
@@ -168,20 +171,22 @@ class Decoder:
         if form == "features":
             rows = feature_rows([item.features for item in items], bundle.feature_size, where)
             return bundle.prepare(rows, field=where)
+        before = [from_base64(item.image, where) for item in others if item.image is not None]
+        spent = sum(check_image(content, self.settings.max_pixels, where) for content in before)
         return self.images(
-            [from_base64(item.image, f"{where}/{i}/image") for i, item in enumerate(items)], bundle, where
+            [from_base64(item.image, f"{where}/{i}/image") for i, item in enumerate(items)], bundle, where, spent
         )
 
-    def images(self, encoded: Sequence[bytes], bundle: Bundle, where: str) -> Tensor:
-        """Encoded images as prepared ones, pixels counted before decoding."""
+    def images(self, encoded: Sequence[bytes], bundle: Bundle, where: str, spent: int = 0) -> Tensor:
+        """Encoded images as prepared ones, pixels counted before decoding; `spent` are those of other images of the request."""
         self._check_count(len(encoded), where)
-        total, most = 0, self.settings.max_total_pixels
+        total, most = spent, self.settings.max_total_pixels
         for i, content in enumerate(encoded):
             total += check_image(content, self.settings.max_pixels, f"{where}/{i}")
             if total > most:
                 detail = f"the images up to this one have {total} pixels; at most {most} are decoded in one request"
                 raise Problem("pixels-too-many", detail, f"{where}/{i}")
-        return bundle.prepare(list(encoded))
+        return bundle.prepare(list(encoded), field=where)
 
     def _check_count(self, count: int, where: str) -> None:
         if count > self.settings.max_items:
@@ -197,16 +202,14 @@ class Decoder:
         inputs = self.items(bundle, fields.support, "support", cut) if fields.support else []
         pool = None
         if fields.unlabelled:
-            if not bundle.takes_descriptions:
-                detail = f"model {bundle.name!r} does not use a pool; leave it out"
-                raise Problem("input-unsupported", detail, "unlabelled")
-            pool = self.items(bundle, fields.unlabelled, "unlabelled", cut)
+            self._check_pool(bundle)
+            pool = self.items(bundle, fields.unlabelled, "unlabelled", cut, fields.support)
             if fields.support and type(inputs) is not type(pool):
                 raise Problem("request-invalid", "examples and pool are of one form in one task", "unlabelled")
         return self._call(bundle, inputs, [example.label for example in fields.support], fields, unlabelled=pool)
 
     def _from_multipart(self, content_type: str, body: bytes) -> HeadCall:
-        form = read_multipart(content_type, body, self.settings.max_items + 1, ("support",))
+        form = read_multipart(content_type, body, 2 * self.settings.max_items + 1, ("support", "unlabelled"))
         fields = schemas.validate(schemas.TaskFields, form.request, "request")
         bundle = self._bundle_for(fields)
         labels = []
@@ -219,7 +222,13 @@ class Decoder:
                     f"support/{i}",
                 )
             labels.append(label)
-        return self._call(bundle, self.images(form.contents("support"), bundle, "support"), labels, fields)
+        shown, more = form.contents("support"), form.contents("unlabelled")
+        inputs, pool = self.images(shown, bundle, "support"), None
+        if more:
+            self._check_pool(bundle)
+            spent = sum(check_image(content, self.settings.max_pixels, "support") for content in shown)
+            pool = self.images(more, bundle, "unlabelled", spent)
+        return self._call(bundle, inputs, labels, fields, unlabelled=pool)
 
     def _from_safetensors(self, body: bytes) -> HeadCall:
         header = read_header(body)
@@ -230,8 +239,8 @@ class Decoder:
         tensors, _ = read_tensors(body, (*INPUT_TENSORS, "labels", "descriptions", "unlabelled"), header)
         fields, names = task_fields(without_format(metadata))
         bundle = self._bundle_for(fields)
-        for name in ("descriptions", "unlabelled"):
-            if name in tensors and not bundle.takes_descriptions:
+        for name, taken in (("descriptions", bundle.takes_descriptions), ("unlabelled", bundle.takes_pool)):
+            if name in tensors and not taken:
                 raise Problem("input-unsupported", f"model {bundle.name!r} does not use {name}; leave them out", name)
             if name in tensors:
                 self._check_count(rows_of(tensors[name]), name)
@@ -250,7 +259,7 @@ class Decoder:
             )
         pool = None
         if "unlabelled" in tensors:
-            pool = bundle.prepare(float_rows(tensors["unlabelled"], "unlabelled"), field="unlabelled")
+            pool = self._rows(bundle, tensors["unlabelled"], "unlabelled", "images" if tensors["unlabelled"].ndim == 4 else "features")
         return self._call(
             bundle, inputs, [names[r] if names is not None else str(r) for r in rows], fields, unlabelled=pool,
             descriptions=None if described is None else rows_by_name(described, names),
@@ -260,19 +269,23 @@ class Decoder:
         given = [name for name in INPUT_TENSORS if name in tensors]
         if len(given) != 1:
             raise Problem("request-invalid", "send exactly one of the tensors `features` and `images`", "features")
-        value = tensors[given[0]]
-        self._check_count(rows_of(value), given[0])
-        if given[0] == "features":
-            return bundle.prepare(float_rows(value, "features"))
+        self._check_count(rows_of(tensors[given[0]]), given[0])
+        return self._rows(bundle, tensors[given[0]], given[0], given[0])
+
+    def _rows(self, bundle: Bundle, value: Tensor, where: str, form: str) -> Tensor:
+        """A tensor of images or features as what `Bundle.prepare` makes of it."""
+        part = "unlabelled" if where == "unlabelled" else "support"
+        if form == "features":
+            return bundle.prepare(float_rows(value, where), field=part)
         if "images" not in bundle.input_kinds:
-            raise Problem("input-unsupported", f"model {bundle.name!r} reads no images; send features", "images")
+            raise Problem("input-unsupported", f"model {bundle.name!r} reads no images; send features", where)
         if value.dtype != torch.uint8 or value.ndim != 4 or value.shape[1] not in (1, 3) or 0 in value.shape[2:]:
             raise InvalidImage(
-                f"images are {value.dtype} {list(value.shape)}; send u8 [M, 1, H, W] or [M, 3, H, W]", field="images"
+                f"images are {value.dtype} {list(value.shape)}; send u8 [M, 1, H, W] or [M, 3, H, W]", field=where
             )
         if value.shape[2] * value.shape[3] > self.settings.max_pixels:
-            raise Problem("pixels-too-many", f"at most {self.settings.max_pixels} pixels an image", "images")
-        return bundle.prepare(value)
+            raise Problem("pixels-too-many", f"at most {self.settings.max_pixels} pixels an image", where)
+        return bundle.prepare(value, field=part)
 
     def _from_embedding(self, content: bytes, fields: schemas.TaskFields) -> HeadCall:
         try:
@@ -286,6 +299,10 @@ class Decoder:
         # Its digests are the caller's word, so what tells it from others is all of it.
         identity = sha256(safetensors_bytes(task.tensors(), task.metadata())).hexdigest()
         return HeadCall(bundle, HeadRequest(task, options_of(fields)), identity, int(task.counts.sum()))
+
+    def _check_pool(self, bundle: Bundle) -> None:
+        if not bundle.takes_pool:
+            raise Problem("input-unsupported", f"model {bundle.name!r} does not use a pool; leave it out", "unlabelled")
 
     def _bundle_for(self, fields: schemas.TaskFields) -> Bundle:
         bundle = self.find(fields.model)

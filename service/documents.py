@@ -74,7 +74,10 @@ def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
 
 WORK = (400, 401, 404, 406, 408, 413, 415, 422, 429, 431, 500, 502, 503, 504)
 FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
-SUPPORT = {"support": FILES | {"description": "images whose file name is LABEL/anything.png"}}
+SUPPORT = {
+    "support": FILES | {"description": "images whose file name is LABEL/anything.png"},
+    "unlabelled": FILES | {"description": "images of a pool, where the model uses one"},
+}
 INPUTS = {"inputs": FILES | {"description": "images"}}
 QUERIES = {
     "queries": FILES | {"description": "images"},
@@ -101,7 +104,7 @@ def _body(schema: str, example: Any, files: dict[str, Any], tensors: str) -> dic
 
 TENSORS = (
     "`features [M, D]` (f32, f16, bf16) or `images [M, C, H, W]` (u8); for tasks `labels [M]` (i64), and where the model uses "
-    "them `descriptions [N, D]` and `unlabelled [U, D]`; the other keys of JSON as metadata"
+    "them `descriptions [N, D]` and `unlabelled [U, D]`, or `[U, C, H, W]` (u8); the other keys of JSON as metadata"
 )
 ARTEFACT_HEADERS = _headers("ETag", "Server-Timing", "LtDi-Method", "LtDi-Bundle", "LtDi-Cache", "Vary") | {
     name: {"schema": {"type": "string"}}

@@ -68,7 +68,7 @@ class HeadOptions(TypedDict, total=False):
         model: a name of `models`; the service's default where absent.
         classes: the rows of the head; the sorted labels where absent.
         descriptions: label to a name or sentence, beside texts or features of a model that reads texts.
-        unlabelled: texts, or features `[U, D]`, of the same kind as the examples.
+        unlabelled: texts, images, or features `[U, D]`, of the same kind as the examples.
         seed: the same seed gives the same bytes.
         draws: chains whose results are averaged.
         check: measure accuracy on folds of the support.
@@ -80,7 +80,7 @@ class HeadOptions(TypedDict, total=False):
     model: str | None
     classes: Sequence[str] | None
     descriptions: Mapping[str, str] | None
-    unlabelled: Sequence[str] | Tensor | None
+    unlabelled: Any
     seed: int
     draws: int
     check: bool
@@ -104,7 +104,7 @@ def generate_head(
     model: str | None = None,
     classes: Sequence[str] | None = None,
     descriptions: Mapping[str, str] | None = None,
-    unlabelled: Sequence[str] | Tensor | None = None,
+    unlabelled: Any = None,
     seed: int = 0,
     **options: Any,
 ) -> Exchange[Head]:
@@ -130,7 +130,7 @@ def generate_head(
     tensors = yield from _tensors(inputs, model)
     tensors["labels"] = torch.tensor([row[label] for label in labels])
     if unlabelled is not None and len(unlabelled):
-        tensors["unlabelled"] = torch.as_tensor(unlabelled, dtype=torch.float32)
+        (tensors["unlabelled"],) = (yield from _tensors(unlabelled, model)).values()
     facts = {"classes": json.dumps(names), "seed": str(seed), "options": json.dumps(options)}
     answer = yield _tensor_call("/generate-head", tensors, facts | _named(model))
     return load_head(_checked(answer).content)

@@ -178,7 +178,7 @@ class Models:
                 "ways": ways,
                 "shots": (0 if bundle.takes_descriptions else 1, bundle.limits.max_shots),
                 "examples": bundle.limits.max_examples,
-                "unlabelled": bundle.limits.max_unlabelled if bundle.takes_descriptions else 0,
+                "unlabelled": bundle.limits.max_unlabelled if bundle.takes_pool else 0,
                 "body_bytes": settings.max_body_bytes,
                 "header_bytes": settings.max_header_bytes,
                 "items": settings.max_items,

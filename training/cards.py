@@ -101,17 +101,17 @@ def controls_table(controls: dict[str, dict[str, dict]]) -> str:
 def pool_table(rows: list[dict]) -> str:
     """Tasks with a pool, a row for each kind of it: accuracies and paired differences, percent."""
     seeds = list(rows[0]["difference_by_seed"])
-    table = [["", "generated", "soft k-means", "generated, no pool", *(f"difference, seed {seed}" for seed in seeds)]]
+    names = [name for name in rows[0]["accuracy"] if not name.startswith("seed")]
+    against = [f"minus {names[1]}, seed {seed}" for seed in seeds] + [f"minus {names[0]}, seed {seed}" for seed in seeds]
+    table = [["", "generated", *names, *against]]
     table.append(["---"] * len(table[0]))
     for row in rows:
         pool, accuracy = row["pool"], row["accuracy"]
         kind = f"{pool['size']} items, {'balanced' if pool['even'] else 'unbalanced'}"
         kind += f", {pool['polluted']:.0%} of other classes" if pool["polluted"] else ""
-        names = (f"seed {seeds[0]}", "soft k-means", "generated, no pool")
-        table.append(
-            [f"{row['protocol']}, {kind}", *(_estimate(accuracy[name]) for name in names),
-             *(_signed(row["difference_by_seed"][seed]) for seed in seeds)]
-        )
+        differences = [row[key][seed] for key in ("difference_by_seed", "difference_to_plain_by_seed") for seed in seeds]
+        shown = [_estimate(accuracy[name]) for name in (f"seed {seeds[0]}", *names)]
+        table.append([f"{row['protocol']}, {kind}", *shown, *map(_signed, differences)])
     return _rows(table)
 
 

@@ -1,4 +1,4 @@
-"""The subcommands of `ltdi` that train: prepare, meta-train, evaluate, export, bench."""
+"""The subcommands of `ltdi` that train: prepare, meta-train, export, train-pool, evaluate, bench."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from ltdi.bundle import Bundle, load_bundle
+from ltdi.errors import UnsupportedInput
 from ltdi.files import write_bytes, write_json
 from ltdi.generator import ResidualGenerator
+from ltdi.pool import ROUNDS
 from training.bench import bench as run_bench
 from training.bench import bench_whole_tasks
 from training.cards import card_of, controls_table, eq2_table, markdown_table, pool_table
@@ -26,10 +28,13 @@ from training.data.omniglot import load_oneshot_runs
 from training.episodes import Protocol, oneshot_episodes
 from training.evaluate import Bank, columns, evaluate_column, evaluate_runs
 from training.export import make_bundle
-from training.image_pools import POOL_KINDS, pool_row
+from training.image_pools import POOL_KINDS
+from training.look import draw_picture, look, report
 from training.meta_train import meta_train as train_default
 from training.meta_train import validation_gain
 from training.meta_train_paper import train_paper
+from training.pool_reader import add_reader, attach_reader, save_reader, train_pool_reader
+from training.pool_table import pool_row
 from training.prepare import prepare as prepare_trajectories
 from training.runs import Workspace, centre_and_scale, commit, seeded, threads
 
@@ -140,6 +145,25 @@ def export(argv: list[str]) -> int:
     return 0
 
 
+def train_pool(argv: list[str]) -> int:
+    """Teach a bundle, and the generators of the other training seeds, to read unlabelled pools."""
+    parser = _parser("train-pool", train_pool.__doc__)
+    parser.add_argument("--bundle", type=Path, help="folder of the bundle, which is written anew (default: bundles/CONFIG)")
+    parser.add_argument("--steps", type=int, default=300)
+    args = parser.parse_args(argv)
+    workspace, folder = _workspace(args), args.bundle or Path("bundles") / args.config
+    bundle = load_bundle(folder, device="cpu")
+    if not isinstance(bundle.generator, ResidualGenerator):
+        raise UnsupportedInput(f"bundle {bundle.name!r} is of recipe {bundle.config.recipe!r}; pools are taught to `default`")
+    train, validation = workspace.bank(bundle.body, "train"), workspace.bank(bundle.body, "val")
+    banks = [train, *workspace.virtual_banks(bundle.body)]
+    for seed, generator in _other_seeds(workspace, bundle).items():
+        reader = train_pool_reader(seeded(workspace.experiment, seed).meta_train, generator, banks, ROUNDS, args.steps)
+        save_reader(reader, workspace.generator_folder(seed))
+    print(f"bundle {folder}, digest {add_reader(bundle, workspace.experiment.meta_train, banks, validation, args.steps, folder)}")
+    return 0
+
+
 @_text_too("evaluate")
 def evaluate(argv: list[str]) -> int:
     """Measure a bundle on test classes against the closed forms, and write its card."""
@@ -151,6 +175,7 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the JSON")
     parser.add_argument("--ways", type=int, help="classes of a task, in a file of its own (default: as the config says)")
     parser.add_argument("--pool", action="store_true", help="tasks with an unlabelled pool, in a table of their own")
+    parser.add_argument("--look", type=int, metavar="N", help="draw the first N episodes of each column instead of measuring")
     parser.add_argument("--no-card", action="store_true", help="leave the bundle's card as it is")
     args = parser.parse_args(argv)
     workspace, folder = _workspace(args), args.bundle or Path("bundles") / args.config
@@ -158,10 +183,12 @@ def evaluate(argv: list[str]) -> int:
     if args.ways:
         workspace.experiment = replace(workspace.experiment, ways=(args.ways,))
     own = _bank(workspace, bundle.body, args.part, args.on)
+    if args.look:
+        return _look(args, workspace, bundle, own)
     generators = {0: bundle.generator} | _other_seeds(workspace, bundle)
     episodes = args.episodes or workspace.experiment.episodes
     if args.pool:
-        return _evaluate_pools(args, bundle, own, generators, episodes)
+        return _evaluate_pools(args, bundle, own, generators, workspace.features(bundle.body, "train"), episodes)
     found = columns(_ways(bundle, own, workspace.experiment), episodes, own.groups is not None)
     rival = _rival(workspace, args)
     chosen_on = workspace.experiment.validation_episodes
@@ -193,9 +220,24 @@ def evaluate(argv: list[str]) -> int:
     return 0
 
 
-def _evaluate_pools(args: argparse.Namespace, bundle: Bundle, bank: Bank, generators: dict, episodes: int) -> int:
+def _look(args: argparse.Namespace, workspace: Workspace, bundle: Bundle, bank: Bank) -> int:
+    chosen = workspace.experiment
+    images = ELSEWHERE[args.on](args.data, chosen.body.image_size) if args.on else chosen.load(args.data, args.part)
+    for protocol in columns(_ways(bundle, bank, chosen), chosen.episodes, bank.groups is not None):
+        seen = look(bundle.generator, bank.test, protocol, args.look, bank.groups)
+        path = args.results / f"{args.config}-episodes-{protocol.ways}w{protocol.shots}s.png"
+        draw_picture(seen, images, path)
+        print(f"{protocol.name}: {path}\n{report(seen, images.names)}")
+    return 0
+
+
+def _evaluate_pools(
+    args: argparse.Namespace, bundle: Bundle, bank: Bank, generators: dict, train: Tensor, episodes: int
+) -> int:
+    if not bundle.takes_pool:
+        raise UnsupportedInput(f"bundle {bundle.name!r} takes no pool; run `ltdi train-pool` first", field="bundle")
     rows = [
-        pool_row(generators, bank.validation, bank.test, Protocol(5, shots, episodes=episodes), kind)
+        pool_row(generators, train, bank.validation, bank.test, Protocol(5, shots, episodes=episodes), kind)
         for shots in (1, 5)
         for kind in POOL_KINDS
     ]
@@ -235,6 +277,7 @@ def _other_seeds(workspace: Workspace, bundle) -> dict:
             found[seed].calibration = bundle.config.calibration
             if found[seed].recipe == "default":
                 found[seed].metric = bundle.generator.metric
+                attach_reader(found[seed], bundle.config.pool, workspace.generator_folder(seed))
     return found
 
 

@@ -1,24 +1,22 @@
-"""Tasks of images with an unlabelled pool: the generator asked again with what its own head finds in the pool."""
+"""Tasks of images with an unlabelled pool, and soft k-means on them."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ltdi import baselines
-from ltdi.embedding import ClassStatistics
-from ltdi.generator import ResidualGenerator, generate_weights
+from ltdi.pool import answer, with_items
+from training.comparators import BaseStatistics, shrunk_metric
 from training.episodes import Protocol, random_classes
-from training.evaluate import Estimate
-from training.statistics import statistics_of_episodes
 
 SHARES = (0.0, 0.35, 0.5)  # of views in class means
-SHARPNESS = (0.2, 0.4, 0.8, 1.6)  # of answers on the pool, in logits
-WEIGHTS = (0.05, 0.1, 0.2, 0.4)  # of a pool item beside an example
+SHARPNESS = (0.1, 0.2, 0.4, 0.8, 1.6)  # of answers on the pool, in logits
+WEIGHTS = (0.05, 0.1, 0.2, 0.4, 0.8)  # of a pool item beside an example
+SHRINKAGES = (None, 0.7, 0.8, 0.9)  # of the base classes' covariance, whose metric it may run in; None is the plain distance
 ROUNDS = 3
 
 
@@ -45,20 +43,23 @@ class PoolTasks:
     """A batch of tasks.
 
     Args:
-        support: `[B, N, K, D]`, `views` `[B, N, K, 2, D]`: as for `training.episodes.Episodes`.
+        support: `[B, N, K, D]`, `views` `[B, N, K, 2, D]` or None: as for `training.episodes.Episodes`.
         queries: `[B, N Q, D]`, class by class; `target` `[N Q]`.
         pool: `[B, U, D]`.
     """
 
     support: Tensor
-    views: Tensor
+    views: Tensor | None
     queries: Tensor
     target: Tensor
     pool: Tensor
 
 
 def draw_pool_tasks(bank: Tensor, protocol: Protocol, kind: PoolKind, batch: int = 100) -> Iterator[PoolTasks]:
-    """Tasks over a bank `[classes, images, 3, D]`; support, queries and pool share no image."""
+    """Tasks over a bank `[classes, images, S, D]`; support, queries and pool share no image.
+
+    Where a class has fewer images than the pool items, an image may stand in the pool twice.
+    """
     chance = torch.Generator().manual_seed(protocol.seed)
     for start in range(0, protocol.episodes, batch):
         yield _tasks(bank, protocol, kind, min(batch, protocol.episodes - start), chance)
@@ -77,10 +78,10 @@ def _tasks(bank: Tensor, protocol: Protocol, kind: PoolKind, batch: int, chance:
     label = torch.multinomial(shares, kind.size - outside, replacement=True, generator=chance)
     other = torch.randint(ways, len(bank), (batch, outside), generator=chance)
     classes = order.gather(1, torch.cat([label, other], dim=1))
-    place = asked + torch.arange(kind.size)  # a place of its own for each item: none is drawn twice
+    place = asked + torch.arange(kind.size) % (bank.shape[1] - asked)  # its own for each item: none twice while images last
     pool = bank[classes, images[rows, classes, place], 0]
     target = torch.arange(ways).repeat_interleave(protocol.queries)
-    return PoolTasks(found[:, :, :shots, 0], found[:, :, :shots, 1:], found[:, :, shots:, 0].flatten(1, 2), target, pool)
+    return PoolTasks(found[:, :, :shots, 0], found[:, :, :shots, 1:] if bank.shape[2] > 1 else None, found[:, :, shots:, 0].flatten(1, 2), target, pool)
 
 
 def _dirichlet(batch: int, ways: int, chance: torch.Generator) -> Tensor:
@@ -90,94 +91,36 @@ def _dirichlet(batch: int, ways: int, chance: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class PoolSetting:
-    """How much is made of the pool.
+    """Settings of soft k-means.
 
     Args:
-        share: of views in class means; a generator has its own.
+        share: of views in class means.
         sharpness: of answers on the pool.
-        weight: of a pool item beside an example.
+        weight: of a pool item beside an example; 0 leaves the pool alone.
+        shrink: of the base classes' covariance, in whose metric it runs; None for plain distances.
     """
 
     share: float
     sharpness: float
     weight: float
+    shrink: float | None = None
 
 
-def soft_k_means(tasks: PoolTasks, setting: PoolSetting) -> Tensor:
-    """Heads `[B, N, D + 1]` of soft k-means (Ren et al., 2018) from class means, views among the examples."""
-    start = torch.lerp(tasks.support, tasks.views[..., 0, :], setting.share).mean(2)
-    means = start
+def k_means_logits(tasks: PoolTasks, setting: PoolSetting, base: BaseStatistics) -> Tensor:
+    """Logits `[B, N Q, N]` of soft k-means (Ren et al., 2018) from class means, views among the examples."""
+    size, shots = tasks.support.shape[-1], tasks.support.shape[2]
+    metric = 2 * torch.eye(size) if setting.shrink is None else shrunk_metric(base.within, setting.shrink)
+    shown = tasks.support if tasks.views is None else torch.lerp(tasks.support, tasks.views[..., 0, :], setting.share)
+    start = shown.mean(2)
+    means, counts = start, torch.full(start.shape[:2], float(shots))
     for _ in range(ROUNDS):
-        means, _ = _with_pool(start, baselines.nearest_mean(means), tasks, setting)
-    return baselines.nearest_mean(means)
+        near = torch.softmax(answer(means, tasks.pool, metric) * setting.sharpness, dim=-1)
+        means = with_items(start, counts, tasks.pool, near, torch.full((len(start),), setting.weight))
+    return answer(means, tasks.queries, metric)
 
 
-def generated_with_pool(generator: ResidualGenerator, tasks: PoolTasks, setting: PoolSetting) -> Tensor:
-    """Heads `[B, N, D + 1]`: generated, and again from examples moved to what the head before finds in the pool."""
-    batch, ways = tasks.support.shape[:2]
-    noise = torch.randn(batch, 1, *generator.noise_shape(ways), generator=torch.Generator().manual_seed(0))
-    plain = statistics_of_episodes(tasks.support, tasks.views)
-    head = generate_weights(generator, generator.describe(plain), noise)
-    for _ in range(ROUNDS - 1):
-        described = generator.describe(_moved(plain, *_with_pool(plain.means, head, tasks, setting)))
-        head = generate_weights(generator, described, noise)
-    return head
-
-
-def _moved(plain: ClassStatistics, means: Tensor, counts: Tensor) -> ClassStatistics:
-    """The statistics with other class means, those of views moved alike, and as many examples as the pool made of them."""
-    moved = object.__new__(ClassStatistics)
-    moved.__dict__.update(plain.__dict__)
-    moved.view_means = plain.view_means + (means - plain.means)
-    moved.means, moved.counts = means, counts
-    return moved
-
-
-def _with_pool(start: Tensor, head: Tensor, tasks: PoolTasks, setting: PoolSetting) -> tuple[Tensor, Tensor]:
-    """Means `[B, N, D]` of examples and pool items, these by the head's answers on them, and their weights `[B, N]`."""
-    shots = tasks.support.shape[2]
-    near = torch.softmax(baselines.logits(head, tasks.pool) * setting.sharpness, dim=-1)
-    total = shots * start + setting.weight * near.transpose(1, 2) @ tasks.pool
-    count = shots + setting.weight * near.sum(1)
-    return total / count.unsqueeze(-1), count
-
-
-def settings(shares: tuple[float, ...]) -> list[PoolSetting]:
+def settings(views: bool) -> list[PoolSetting]:
     """Every setting that validation chooses from; a weight of 0 leaves the pool alone."""
-    return [PoolSetting(*one) for one in itertools.product(shares, SHARPNESS, WEIGHTS)] + [PoolSetting(shares[-1], 1, 0)]
-
-
-@torch.inference_mode()
-def pool_row(
-    generators: dict[int, ResidualGenerator], validation: Tensor, test: Tensor, protocol: Protocol, kind: PoolKind,
-    validation_episodes: int = 200,
-) -> dict:
-    """Generated heads and soft k-means on the same tasks with pools, settings of both chosen on validation; for JSON."""
-    chosen = replace(protocol, episodes=validation_episodes, seed=1)
-    first = next(iter(generators.values()))
-    own = _best(lambda t, s: generated_with_pool(first, t, s), validation, chosen, kind, settings((0.0,)))
-    closed = _best(soft_k_means, validation, chosen, kind, settings(SHARES))
-    methods = {f"seed {n}": (lambda t, g=g: generated_with_pool(g, t, own)) for n, g in generators.items()}
-    methods["soft k-means"] = lambda t: soft_k_means(t, closed)
-    methods["generated, no pool"] = lambda t: generated_with_pool(first, t, replace(own, weight=0.0))
-    right: dict[str, list[Tensor]] = {name: [] for name in methods}
-    for tasks in draw_pool_tasks(test, protocol, kind):
-        for name, method in methods.items():
-            right[name].append(_right(method(tasks), tasks))
-    measured = {name: torch.cat(values) for name, values in right.items()}
-    return {
-        "protocol": protocol.name, "pool": vars(kind), "settings": {"generated": vars(own), "soft k-means": vars(closed)},
-        "accuracy": {name: vars(Estimate.of(values)) for name, values in measured.items()},
-        "difference_by_seed": {
-            str(n): vars(Estimate.of(measured[f"seed {n}"] - measured["soft k-means"])) for n in generators
-        },
-    }
-
-
-def _best(method, bank: Tensor, protocol: Protocol, kind: PoolKind, found: list[PoolSetting]) -> PoolSetting:
-    tasks = list(draw_pool_tasks(bank, protocol, kind))
-    return max(found, key=lambda one: float(torch.cat([_right(method(t, one), t) for t in tasks]).mean()))
-
-
-def _right(heads: Tensor, tasks: PoolTasks) -> Tensor:
-    return (baselines.logits(heads, tasks.queries).argmax(-1) == tasks.target).float().mean(-1)
+    shares = SHARES if views else SHARES[:1]
+    found = [PoolSetting(*one) for one in itertools.product(shares, SHARPNESS, WEIGHTS, SHRINKAGES)]
+    return found + [PoolSetting(share, 1, 0, shrink) for share, shrink in itertools.product(shares, SHRINKAGES)]
