@@ -16,6 +16,7 @@ from ltdi.errors import UnsupportedInput
 from ltdi.files import write_bytes, write_json
 from ltdi.generator import ResidualGenerator
 from ltdi.pool import ROUNDS
+from training import other_bundle
 from training.bench import bench as run_bench
 from training.bench import bench_whole_tasks
 from training.cards import card_of, controls_table, eq2_table, markdown_table, pool_table
@@ -175,6 +176,7 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the JSON")
     parser.add_argument("--ways", type=int, help="classes of a task, in a file of its own (default: as the config says)")
     parser.add_argument("--pool", action="store_true", help="tasks with an unlabelled pool, in a table of their own")
+    parser.add_argument("--heads-of", metavar="BUNDLE", help="measure another bundle, any-embedding for example, on this one's features")
     parser.add_argument("--look", type=int, metavar="N", help="draw the first N episodes of each column instead of measuring")
     parser.add_argument("--no-card", action="store_true", help="leave the bundle's card as it is")
     args = parser.parse_args(argv)
@@ -185,6 +187,8 @@ def evaluate(argv: list[str]) -> int:
     own = _bank(workspace, bundle.body, args.part, args.on)
     if args.look:
         return _look(args, workspace, bundle, own)
+    if args.heads_of:
+        return _evaluate_other(args, workspace, bundle, own)
     generators = {0: bundle.generator} | _other_seeds(workspace, bundle)
     episodes = args.episodes or workspace.experiment.episodes
     if args.pool:
@@ -228,6 +232,15 @@ def _look(args: argparse.Namespace, workspace: Workspace, bundle: Bundle, bank: 
         path = args.results / f"{args.config}-episodes-{protocol.ways}w{protocol.shots}s.png"
         draw_picture(seen, images, path)
         print(f"{protocol.name}: {path}\n{report(seen, images.names)}")
+    return 0
+
+
+def _evaluate_other(args: argparse.Namespace, workspace: Workspace, bundle: Bundle, bank: Bank) -> int:
+    other, train = load_bundle(args.heads_of, device="cpu"), workspace.features(bundle.body, "train")
+    rows = other_bundle.rows_of(other, train, bank.validation, bank.test, args.episodes or 500)
+    result = {"config": args.config, "commit": commit(), "bundle_digest": other.digest, "part": args.part, "rows": rows}
+    write_json(args.results / f"{args.config}-{other.name}{'' if args.part == 'test' else '-val'}.json", result)
+    print(other_bundle.table(rows))
     return 0
 
 
