@@ -188,7 +188,7 @@ def evaluate(argv: list[str]) -> int:
     if args.look:
         return _look(args, workspace, bundle, own)
     if args.heads_of:
-        return _evaluate_other(args, workspace, bundle, own)
+        return _evaluate_other(args, own)
     generators = {0: bundle.generator} | _other_seeds(workspace, bundle)
     episodes = args.episodes or workspace.experiment.episodes
     if args.pool:
@@ -235,10 +235,10 @@ def _look(args: argparse.Namespace, workspace: Workspace, bundle: Bundle, bank: 
     return 0
 
 
-def _evaluate_other(args: argparse.Namespace, workspace: Workspace, bundle: Bundle, bank: Bank) -> int:
-    other, train = load_bundle(args.heads_of, device="cpu"), workspace.features(bundle.body, "train")
-    rows = other_bundle.rows_of(other, train, bank.validation, bank.test, args.episodes or 500)
-    result = {"config": args.config, "commit": commit(), "bundle_digest": other.digest, "part": args.part, "rows": rows}
+def _evaluate_other(args: argparse.Namespace, bank: Bank) -> int:
+    other = load_bundle(args.heads_of, device="cpu")
+    rows = other_bundle.rows_of(other, bank.validation, bank.test, args.episodes or 500)
+    result = {"config": args.config, "commit": commit(), "bundle": other.name, "bundle_digest": other.digest, "part": args.part, "rows": rows}
     write_json(args.results / f"{args.config}-{other.name}{'' if args.part == 'test' else '-val'}.json", result)
     print(other_bundle.table(rows))
     return 0

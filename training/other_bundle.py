@@ -1,4 +1,7 @@
-"""Measures a bundle that reads features of any encoder on those of an image body, with and without a pool."""
+"""Measures a bundle that reads features of any encoder on those of an image body, with and without a pool.
+
+Such a bundle knows nothing of the base classes, so its comparators do without their mean and covariance.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,24 @@ from torch import Tensor
 
 from ltdi.bundle import Bundle, HeadRequest
 from ltdi.pipeline import Options
-from training.comparators import BaseStatistics
+from training.comparators import BaseStatistics, comparators
 from training.episodes import Protocol
 from training.evaluate import Estimate, choose
 from training.image_pools import POOL_KINDS, PoolKind, PoolTasks, draw_pool_tasks, k_means_logits, settings
 from training.pool_reader import right
 
+KNOWING = ("class means, centred", "LDA")  # comparators that use the base classes
+
 
 @torch.inference_mode()
-def rows_of(bundle: Bundle, train: Tensor, validation: Tensor, test: Tensor, episodes: int, chosen_on: int = 200) -> list[dict]:
+def rows_of(bundle: Bundle, validation: Tensor, test: Tensor, episodes: int, chosen_on: int = 200) -> list[dict]:
     """Heads of `bundle` minus the best closed form of each row, chosen on validation, both without views; for JSON.
 
     Args:
         bundle: one that takes features of any size, and pools.
-        train: `[classes, drawings, D]`, whose covariance the comparators may use and the bundle knows nothing of.
         validation, test: banks.
     """
-    base = BaseStatistics.of(train)
+    base = BaseStatistics(torch.zeros(test.shape[-1]), torch.eye(test.shape[-1]))
     kinds: list[PoolKind | None] = [None, *POOL_KINDS]
     return [
         _row(bundle, base, validation[:, :, :1], test[:, :, :1], Protocol(5, shots, episodes=episodes), kind, chosen_on)
@@ -54,10 +58,12 @@ def _row(
 def _closed_form(base: BaseStatistics, validation: Tensor, protocol: Protocol, kind: PoolKind | None):
     """Name and logits of the best closed form with the same information."""
     if kind is None:
-        best = next(iter(choose(validation[:, :, 0], base, protocol).values()))
+        found = [one for one in comparators(base) if one.family not in KNOWING]
+        best = next(iter(choose(validation[:, :, 0], base, protocol, found).values()))
         return best.name, lambda tasks: best.logits(tasks, base)
     drawn = list(draw_pool_tasks(validation, protocol, kind))
-    best = max(settings(views=False), key=lambda s: float(torch.cat([right(k_means_logits(t, s, base), t) for t in drawn]).mean()))
+    found = [one for one in settings(views=False) if one.shrink is None]
+    best = max(found, key=lambda s: float(torch.cat([right(k_means_logits(t, s, base), t) for t in drawn]).mean()))
     return f"soft k-means {vars(best)}", lambda tasks: k_means_logits(tasks, best, base)
 
 

@@ -49,7 +49,7 @@ def test_what_is_looked_at_is_what_is_measured(bank: torch.Tensor, tmp_path: Pat
 
 
 def test_another_bundle_is_measured_with_and_without_a_pool(bank: torch.Tensor, toy_features: Bundle) -> None:
-    rows = rows_of(toy_features, bank[:, :, 0], bank, bank, episodes=6, chosen_on=20)
+    rows = rows_of(toy_features, bank, bank, episodes=6, chosen_on=20)
     assert [row["pool"] is None for row in rows] == [True, False, False, False] * 2
     assert all(20 < row["accuracy"]["generated"]["mean"] <= 100 for row in rows)
     assert rows[0]["difference"]["mean"] == pytest.approx(
