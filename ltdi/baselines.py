@@ -63,17 +63,20 @@ def ridge(support: Tensor, strength: float) -> Tensor:
     return ridge_on(support.reshape(batch, ways * shots, size), targets, strength)
 
 
-def ridge_on(features: Tensor, targets: Tensor, strength: float, *, bias: bool = True) -> Tensor:
+def ridge_on(
+    features: Tensor, targets: Tensor, strength: float, *, bias: bool = True, kept: Tensor | None = None
+) -> Tensor:
     """`ridge` for any number of examples of a class.
 
     Args:
         features: `[B, M, D]`.
         targets: `[B, M, N]`, one-hot.
         bias: without it the head goes through the origin, and its last column is 0.
+        kept: `[B, M]`, 1 for the examples that count, else 0; all of them where absent.
     """
-    middle = targets.mean(-2, keepdim=True)
-    centre = features.mean(-2, keepdim=True) if bias else torch.zeros_like(features[..., :1, :])
-    x, y = features - centre, targets - middle
+    rows = torch.ones_like(features[..., :1]) if kept is None else kept.unsqueeze(-1).to(features)
+    middle, centre = _mean(targets, rows), _mean(features, rows) if bias else torch.zeros_like(features[..., :1, :])
+    x, y = (features - centre) * rows, (targets - middle) * rows
     gram = x @ x.transpose(-1, -2) + strength * torch.eye(features.shape[-2], dtype=features.dtype)
     weights = torch.linalg.solve(gram, y).transpose(-1, -2) @ x
     shift = middle.transpose(-1, -2) - weights @ centre.transpose(-1, -2)
@@ -109,7 +112,8 @@ def logistic_regression(support: Tensor, inverse_strength: float, iterations: in
 
 
 def logistic_regression_on(
-    features: Tensor, target: Tensor, inverse_strength: float, iterations: int = 300, *, bias: bool = True
+    features: Tensor, target: Tensor, inverse_strength: float, iterations: int = 300, *, bias: bool = True,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """`logistic_regression` for any number of examples of a class.
 
@@ -117,11 +121,13 @@ def logistic_regression_on(
         features: `[B, M, D]`.
         target: `[M, N]` or `[B, M, N]`, one-hot.
         bias: without it the head goes through the origin, and its last column is 0.
+        kept: `[B, M]`, 1 for the examples that count, else 0; all of them where absent.
     """
     batch, _, size = features.shape
     ways = target.shape[-1]
-    centre = features.mean(-2, keepdim=True) if bias else torch.zeros_like(features[..., :1, :])
-    features = F.pad(features - centre, (0, 1), value=1.0 if bias else 0.0)
+    rows = torch.ones_like(features[..., :1]) if kept is None else kept.unsqueeze(-1).to(features)
+    centre = _mean(features, rows) if bias else torch.zeros_like(features[..., :1, :])
+    features = F.pad(features - centre, (0, 1), value=1.0 if bias else 0.0) * rows
     penalty = torch.full((size + 1,), 1 / inverse_strength, dtype=features.dtype)
     penalty[-1] = 0
     largest = torch.linalg.matrix_norm(features @ features.transpose(-1, -2), ord=2)
@@ -138,6 +144,11 @@ def logistic_regression_on(
         head, momentum = moved, following
     weights, shift = head[..., :-1], head[..., -1:]
     return torch.cat([weights, shift - weights @ centre.transpose(-1, -2)], dim=-1)
+
+
+def _mean(items: Tensor, rows: Tensor) -> Tensor:
+    """Mean `[B, 1, D]` of the items `[B, M, D]` whose row `[B, M, 1]` is 1."""
+    return (items * rows).sum(-2, keepdim=True) / rows.sum(-2, keepdim=True)
 
 
 NORMALISERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

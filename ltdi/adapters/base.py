@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,15 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from ltdi.adapters.applied import applied
+from ltdi.adapters.items import Texts, characters, check_items, columns
 from ltdi.adapters.target import LoraTarget, describe_target, facts_of
 from ltdi.bodies.sentence import SHORT, model_folder, weights_digest
-from ltdi.bodies.texts import check_texts
 from ltdi.errors import BodyMissing, DamagedFile, InvalidText
 from ltdi.torchvision_ops import declare_missing
 
 REMEDY = "install it with `pip install 'ltdi[text,lora]'`, or put it where the bundle names it"
 BATCH = 64
-Texts = Sequence[str | tuple[str, str]]
 
 
 class BaseModel(nn.Module):
@@ -120,9 +119,10 @@ class BaseModel(nn.Module):
                 config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
             if self._wanted is not None:
                 self._wanted.base.check(facts_of(config.get_text_config(), kind, vocabulary, digest))
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                folder, config=config, local_files_only=True, output_loading_info=True, dtype=torch.float32
-            )
+            with _quiet():
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    folder, config=config, local_files_only=True, output_loading_info=True, dtype=torch.float32
+                )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
             raise DamagedFile(f"the base model {folder.name!r} cannot be loaded: {_first_line(error)}") from error
         except Exception as error:
@@ -173,15 +173,7 @@ class BaseModel(nn.Module):
         Raises:
             InvalidText: no string, empty, no pair, or longer than it reads (unless `truncate`).
         """
-        checked = tuple(_pair(item, f"{field}/{i}") if not isinstance(item, str) else item for i, item in enumerate(items))
-        for i, item in enumerate(checked):
-            for text in (item,) if isinstance(item, str) else item:
-                try:
-                    check_texts([text], field)
-                except InvalidText as error:
-                    raise InvalidText(str(error), field=f"{field}/{i}") from error
-        if len({type(item) for item in checked}) > 1:
-            raise InvalidText("texts and pairs of texts are not mixed in one task", field=field)
+        checked = check_items(items, field)
         if not truncate and (long := self._long(checked)):
             i, length = long[0]
             raise InvalidText(
@@ -196,17 +188,17 @@ class BaseModel(nn.Module):
 
     def _long(self, items: Texts) -> list[tuple[int, int]]:
         """Place and tokens of the items that are longer than it reads."""
-        maybe = [i for i, item in enumerate(items) if sum(map(len, [item] if isinstance(item, str) else item)) > min(SHORT, self.max_tokens - 4)]
+        maybe = [i for i, item in enumerate(items) if characters(item) > min(SHORT, self.max_tokens - 4)]
         if not maybe:
             return []
-        found = self.tokenizer(*_columns([items[i] for i in maybe]), truncation=False, verbose=False)["input_ids"]
+        found = self.tokenizer(*columns([items[i] for i in maybe]), truncation=False, verbose=False)["input_ids"]
         return [(i, len(ids)) for i, ids in zip(maybe, found, strict=True) if len(ids) > self.max_tokens]
 
     def tokens(self, items: Texts) -> dict[str, Tensor]:
         """What the model takes of items: a batch, padded to its longest, cut at `max_tokens`."""
         return dict(
             self.tokenizer(
-                *_columns(items), truncation=True, max_length=self.max_tokens, padding=True, return_tensors="pt"
+                *columns(items), truncation=True, max_length=self.max_tokens, padding=True, return_tensors="pt"
             ).to(self._device)
         )
 
@@ -222,7 +214,7 @@ class BaseModel(nn.Module):
         """
         if not items:
             return torch.zeros(0, self.feature_size)
-        order = sorted(range(len(items)), key=lambda i: -sum(map(len, [items[i]] if isinstance(items[i], str) else items[i])))
+        order = sorted(range(len(items)), key=lambda i: -characters(items[i]))
         parts = []
         with applied(self.model, lora or {}, scale, whole or {}) if lora or whole else nullcontext():
             for start in range(0, len(order), BATCH):
@@ -253,24 +245,27 @@ def _check_whole(model: nn.Module, info: Mapping[str, Any], target: LoraTarget, 
             raise DamagedFile(f"the base model {name!r} holds NaN or infinity in {tensor!r}")
 
 
-def _columns(items: Texts) -> tuple[list[str], ...]:
-    """What a tokenizer takes of texts, or of pairs."""
-    if isinstance(items[0], str):
-        return (list(items),)  # type: ignore[arg-type]
-    return tuple(list(column) for column in zip(*items, strict=True))
-
-
-def _pair(item: Any, field: str) -> tuple[str, str]:
-    if not isinstance(item, Sequence) or len(item) != 2 or not all(isinstance(text, str) for text in item):
-        raise InvalidText(f"{item!r:.60} is neither a text nor a pair of two texts", field=field)
-    return tuple(item)  # type: ignore[return-value]
-
-
 def _quietly_offline() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if find_spec("torchvision") is not None:
         declare_missing()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """While it lasts, `transformers` neither draws bars nor reports that the head is new, which it always is."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _first_line(error: BaseException) -> str:

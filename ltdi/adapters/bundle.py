@@ -3,134 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ltdi.adapters.adapter import PREFIX, Adapter, check_ranks
+from ltdi.adapters.adapter import PREFIX, Adapter
 from ltdi.adapters.base import BaseModel
-from ltdi.adapters.closed_form import HeadConfig
 from ltdi.adapters.generate import generate_adapter
-from ltdi.adapters.predictor import Evidence, Predictor
-from ltdi.adapters.target import LoraTarget
+from ltdi.adapters.parts import FORMAT, AdapterBundleConfig, AdapterParts
+from ltdi.adapters.predictor import Predictor
 from ltdi.bundle import HeadRequest
 from ltdi.config import to_json
 from ltdi.errors import DamagedFile, InvalidInput, UnsupportedInput
 from ltdi.files import digest, write_bytes, write_json, write_safetensors
 from ltdi.heads import is_text
 from ltdi.pipeline import OnStage, Options, Timer
-from ltdi.support import Items, Limits, SupportSet
+from ltdi.support import Items, SupportSet
 
-FORMAT, FORMAT_VERSION = "ltdi.adapters", 1
 CONFIG, WEIGHTS, DIGEST, CARD = "bundle.json", "weights.safetensors", "digest", "card.json"
 MAX_NAME = 1000  # characters of `base_model_name_or_path`
-
-
-@dataclass(frozen=True)
-class BaseConfig:
-    """The base model.
-
-    Args:
-        model: `all-MiniLM-L6-v2`; a path; or a path from the bundle's folder.
-        max_tokens: how many tokens of an item it reads.
-        name: what kind of body that is.
-    """
-
-    model: str
-    max_tokens: int = 128
-    name: str = "transformer"
-
-
-@dataclass(frozen=True)
-class AdapterBundleConfig:
-    """What a bundle of adapters is; stored with it.
-
-    Args:
-        base_model_name_or_path: what adapters call their base model where the caller does not say.
-        r: rank.
-        lora_alpha: W x becomes W x + lora_alpha / r B A x.
-        head: how the head is fitted on adapted features.
-        baseline_head: the same on those of the plain base, for the baseline.
-        predictor: a key of `predictor.PREDICTORS`.
-        directions: K.
-        fallback_margin: by how much the baseline must lead on the folds to be returned instead.
-    """
-
-    name: str
-    body: BaseConfig
-    target: LoraTarget
-    base_model_name_or_path: str
-    r: int
-    lora_alpha: float
-    head: HeadConfig = HeadConfig()
-    baseline_head: HeadConfig = HeadConfig()
-    predictor: str = "mean"
-    directions: int = 0
-    limits: Limits = Limits(64, 100, 1000, 0)
-    fallback_margin: float = 0.1
-    recipe: str = "lora"
-    format: str = FORMAT
-    format_version: int = FORMAT_VERSION
-
-    def __post_init__(self) -> None:
-        check_ranks(self.r, self.lora_alpha)
-
-
-@dataclass(frozen=True, eq=False)
-class AdapterParts:
-    """The tensors of a bundle of adapters, by module.
-
-    Args:
-        lora_a: `[r, in]`, shared by all adapters.
-        mean: `[out, r]`, the adapter at coefficients 0.
-        directions: `[K, out, r]`.
-        saved: tensors that every adapter holds whole, by name, such as RoBERTa's `classifier.dense.weight`.
-    """
-
-    lora_a: Mapping[str, Tensor]
-    mean: Mapping[str, Tensor]
-    directions: Mapping[str, Tensor]
-    saved: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def at(self, coefficients: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """`lora_A` and `lora_B` of each module for coefficients `[K]`."""
-        made = {}
-        for path, mean in self.mean.items():
-            b = mean + torch.einsum("k,kor->or", coefficients, self.directions[path]) if len(coefficients) else mean
-            made[path] = (self.lora_a[path], b.contiguous())
-        return made
-
-    def plain(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """An adapter without effect: `lora_B` is 0."""
-        return {path: (self.lora_a[path], torch.zeros_like(mean)) for path, mean in self.mean.items()}
-
-    def check(self, config: AdapterBundleConfig) -> None:
-        """Hold names and shapes to the config.
-
-        Raises:
-            DamagedFile: a tensor too many, too few, or of another shape or type.
-        """
-        r, wanted = config.r, {module.path: module for module in config.target.modules}
-        for what, found in (("lora_A", self.lora_a), ("mean", self.mean), ("basis", self.directions)):
-            if set(found) != set(wanted):
-                raise DamagedFile(f"the bundle's {what} is of {len(found)} modules; the target has {len(wanted)} others")
-            for path, tensor in found.items():
-                module = wanted[path]
-                shape = {"lora_A": (r, module.inputs), "mean": (module.outputs, r),
-                         "basis": (config.directions, module.outputs, r)}[what]  # fmt: skip
-                _check_tensor(f"{what}.{path}", tensor, shape)
-        if set(self.saved) != {tensor.name for tensor in config.target.saved}:
-            raise DamagedFile(f"the bundle saves {sorted(self.saved)[:5]}; its target names others")
-        for tensor in config.target.saved:
-            _check_tensor(f"saved.{tensor.name}", self.saved[tensor.name], tensor.shape)
-
-
-def _check_tensor(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
-        raise DamagedFile(f"the bundle's {name!r} is {list(tensor.shape)} {tensor.dtype}; expected {list(shape)} float32")
 
 
 class AdapterBundle:
@@ -241,10 +134,6 @@ class AdapterBundle:
             self.config.r, self.config.lora_alpha, target.target_modules, target.modules_to_save, tuple(labels),
             base_model_name_or_path or self.config.base_model_name_or_path, metadata=metadata,
         )  # fmt: skip
-
-    def coefficients(self, evidence: Evidence) -> Tensor:
-        """What the predictor says, `[K]`."""
-        return self.predictor(evidence)
 
     def save(self, folder: str | Path) -> str:
         """Write `bundle.json`, `weights.safetensors`, `digest` and, where there is one, `card.json`; returns the digest."""

@@ -32,26 +32,39 @@ class HeadConfig:
             raise InvalidConfig(f"head {self.method!r} of strength {self.strength} is unknown; known: {METHODS}", field="head")
 
 
-def fit_head(
-    features: Tensor, class_index: Tensor, ways: int, config: HeadConfig, bias: bool = True
-) -> tuple[Tensor, Tensor | None]:
-    """Weight `[N, D]` and bias `[N]` of a linear head, float32; the bias None where there is to be none.
+@dataclass(frozen=True)
+class LinearHeads:
+    """Heads of one task: `weight` `[B, N, D]` and `bias` `[B, N]`, float32; the bias None where the model has none."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits `[B, M, N]` of features `[B, M, D]`."""
+        answers = features @ self.weight.transpose(-1, -2)
+        return answers if self.bias is None else answers + self.bias.unsqueeze(-2)
+
+
+def fit_heads(features: Tensor, class_index: Tensor, ways: int, kept: Tensor, config: HeadConfig, bias: bool = True) -> LinearHeads:
+    """Linear heads on parts of the examples, one for each row of `kept`.
 
     Features are centred where there is a bias, and divided by the root of their mean squared length, so that one
     strength serves any model; both are folded back into the head. It is solved in float64.
 
     Args:
-        features: `[M, D]`.
+        features: `[B, M, D]`.
         class_index: `[M]`, any number of each class.
+        kept: `[B, M]`, boolean: the examples that a head is fitted on.
     """
-    x = features.double()
-    centre = x.mean(0) if bias else torch.zeros_like(x[0])
-    x = x - centre
-    scale = x.square().sum(-1).mean().sqrt().clamp_min(LEAST)
-    target = F.one_hot(class_index, ways).double()
+    x, rows = features.double(), kept.double().unsqueeze(-1)
+    count = rows.sum(-2, keepdim=True)
+    centre = (x * rows).sum(-2, keepdim=True) / count if bias else torch.zeros_like(x[:, :1])
+    x = (x - centre) * rows
+    scale = (x.square().sum((-2, -1), keepdim=True) / count).sqrt().clamp_min(LEAST)
+    target = F.one_hot(class_index, ways).double().expand(len(x), -1, -1)
     solve = logistic_regression_on if config.method == "logistic_regression" else ridge_on
-    head = solve((x / scale).unsqueeze(0), target.unsqueeze(0), config.strength, bias=bias)[0]
-    weight, shift = head[:, :-1] / scale, head[:, -1]
+    head = solve(x / scale, target, config.strength, bias=bias, kept=kept)
+    weight, shift = head[..., :-1] / scale, head[..., -1]
     if not bias:
-        return weight.float(), None
-    return weight.float(), (shift - weight @ centre).float()
+        return LinearHeads(weight.float(), None)
+    return LinearHeads(weight.float(), (shift - (weight @ centre.transpose(-1, -2)).squeeze(-1)).float())

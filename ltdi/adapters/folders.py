@@ -43,7 +43,7 @@ def write_folder(adapter: Adapter, folder: str | Path) -> Path:
     Raises:
         InvalidInput: something else than an adapter lies there.
     """
-    folder = Path(os.path.abspath(folder))
+    folder = Path(folder).resolve()
     if folder.exists() and not (folder / CONFIG).is_file():
         raise InvalidInput(f"{folder.name!r} is there already and is no adapter; take another name", field="name")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -55,13 +55,13 @@ def write_folder(adapter: Adapter, folder: str | Path) -> Path:
         os.chmod(temporary, 0o755)
         _sync(temporary)
         if folder.exists():
-            os.rename(folder, old)
-        os.rename(temporary, folder)
+            folder.rename(old)
+        temporary.rename(folder)
         _sync(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not folder.exists():
-            os.rename(old, folder)
+            old.rename(folder)
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)

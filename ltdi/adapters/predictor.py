@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,16 +17,18 @@ class Evidence:
     """What a predictor sees of a task, in canonical order.
 
     Args:
-        features: `[M, D]`, of the base model without LoRA, float32.
+        features: `[M, D]`, of the base model without LoRA, float32; of no example where the predictor is constant.
         class_index: `[M]`, integer.
         ways: N.
         seed: of the request's noise.
+        look: the features `[M, D]` of the same examples under an adapter, by its coefficients `[K]`; a forward pass.
     """
 
     features: Tensor
     class_index: Tensor
     ways: int
     seed: int = 0
+    look: Callable[[Tensor], Tensor] | None = None
 
 
 class Predictor(nn.Module, ABC):
@@ -36,7 +39,7 @@ class Predictor(nn.Module, ABC):
         feature_size: D.
     """
 
-    constant = False  # whether every task gets the same coefficients, so that folds need no new features
+    constant = False  # whether every task gets the same coefficients, so that it looks at nothing
 
     def __init__(self, directions: int, feature_size: int) -> None:
         super().__init__()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ltdi.adapters.base import BaseModel
-from ltdi.adapters.bundle import CARD, CONFIG, DIGEST, FORMAT, FORMAT_VERSION, WEIGHTS, AdapterBundle, AdapterBundleConfig, AdapterParts, digest_of
+from ltdi.adapters.bundle import CARD, CONFIG, DIGEST, WEIGHTS, AdapterBundle, digest_of
+from ltdi.adapters.parts import FORMAT, FORMAT_VERSION, AdapterBundleConfig, AdapterParts
 from ltdi.adapters.predictor import Predictor, build_predictor
 from ltdi.bodies.sentence import PACKAGED
 from ltdi.config import from_json

@@ -9,11 +9,15 @@ import torch
 from torch import nn
 
 from ltdi.adapters.base import BaseModel
-from ltdi.adapters.bundle import AdapterBundle, AdapterBundleConfig, AdapterParts, BaseConfig
+from ltdi.adapters.bundle import AdapterBundle
+from ltdi.adapters.parts import AdapterBundleConfig, AdapterParts, BaseConfig
 from ltdi.adapters.predictor import Predictor, build_predictor
 from ltdi.torchvision_ops import declare_missing
 
-WORDS = "my card is gone where the money parcel refund please late balance a b c not good bad very film".split()
+WORDS = [
+    "my", "card", "is", "gone", "where", "the", "money", "parcel", "refund", "please", "late", "balance", "a", "b", "c",
+    "not", "good", "bad", "very", "film",
+]  # fmt: skip
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "pad_token_id": 0}
 KINDS = ("bert", "roberta", "llama", "qwen2")
