@@ -102,6 +102,12 @@ class ForeignBase(LtDiError):
     code = "base-foreign"
 
 
+class DamagedBase(LtDiError):
+    """The base model's files are not whole, or hold what no model can compute with."""
+
+    code = "base-damaged"
+
+
 class AdapterRefused(LtDiError):
     """A server that was asked to load an adapter refused, cannot be reached, or gave no answer that can be read."""
 

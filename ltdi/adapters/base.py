@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from ltdi.adapters.applied import applied
-from ltdi.adapters.items import Texts, characters, check_items, columns
+from ltdi.adapters.items import Texts, check_items, columns, size_of
 from ltdi.adapters.target import LoraTarget, describe_target, facts_of
-from ltdi.bodies.sentence import SHORT, model_folder, weights_digest
-from ltdi.errors import BodyMissing, DamagedFile, InvalidText
+from ltdi.bodies.sentence import TOKENIZER, model_folder, weights_digest
+from ltdi.errors import BodyMissing, DamagedBase, InvalidText
 from ltdi.torchvision_ops import declare_missing
 
 REMEDY = "install it with `pip install 'ltdi[text,lora]'`, or put it where the bundle names it"
 BATCH = 64
+ADDED = 4  # tokens that a model adds to an item, at most; any other has a byte at least
 
 
 class BaseModel(nn.Module):
@@ -93,7 +94,7 @@ class BaseModel(nn.Module):
 
         Raises:
             BodyMissing: `transformers` or the model is not installed.
-            DamagedFile: its files cannot be used.
+            DamagedBase: its files cannot be used.
             ForeignBase: it is another than wanted.
         """
         if self._loaded is None:
@@ -124,10 +125,10 @@ class BaseModel(nn.Module):
                     folder, config=config, local_files_only=True, output_loading_info=True, dtype=torch.float32
                 )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-            raise DamagedFile(f"the base model {folder.name!r} cannot be loaded: {_first_line(error)}") from error
+            raise DamagedBase(f"the base model {folder.name!r} cannot be loaded: {_first_line(error)}") from error
         except Exception as error:
             if type(error).__name__ == "SafetensorError":
-                raise DamagedFile(f"the base model {folder.name!r} has damaged weights: {_first_line(error)}") from error
+                raise DamagedBase(f"the base model {folder.name!r} has damaged weights: {_first_line(error)}") from error
             raise
         target = describe_target(
             model, self.tokenizer, weights_digest=digest,
@@ -162,7 +163,7 @@ class BaseModel(nn.Module):
             try:
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise DamagedFile(f"the tokenizer of {folder.name!r} cannot be loaded: {_first_line(error)}") from error
+                raise DamagedBase(f"the tokenizer of {folder.name!r} cannot be loaded: {_first_line(error)}") from error
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
@@ -188,11 +189,30 @@ class BaseModel(nn.Module):
 
     def _long(self, items: Texts) -> list[tuple[int, int]]:
         """Place and tokens of the items that are longer than it reads."""
-        maybe = [i for i, item in enumerate(items) if characters(item) > min(SHORT, self.max_tokens - 4)]
+        maybe = [i for i, item in enumerate(items) if size_of(item) > self.max_tokens - ADDED]
         if not maybe:
             return []
-        found = self.tokenizer(*columns([items[i] for i in maybe]), truncation=False, verbose=False)["input_ids"]
-        return [(i, len(ids)) for i, ids in zip(maybe, found, strict=True) if len(ids) > self.max_tokens]
+        lengths = self._lengths([items[i] for i in maybe])
+        return [(i, length) for i, length in zip(maybe, lengths, strict=True) if length > self.max_tokens]
+
+    def _lengths(self, items: Texts) -> list[int]:
+        """Tokens of each item, with those that the model adds."""
+        if self._ruler is not None:
+            return [len(encoding.ids) for encoding in self._ruler.encode_batch(list(items))]
+        return [len(ids) for ids in self.tokenizer(*columns(items), truncation=False, verbose=False)["input_ids"]]
+
+    @cached_property
+    def _ruler(self) -> Any:
+        """The tokenizer by itself, so that items are measured without `transformers`; None where it has no such file."""
+        folder = None if self._given_tokenizer is not None else model_folder(self.model_name)
+        if folder is None or find_spec("tokenizers") is None or not (folder / TOKENIZER).is_file():
+            return None
+        from tokenizers import Tokenizer
+
+        ruler = Tokenizer.from_file(str(folder / TOKENIZER))
+        ruler.no_truncation()
+        ruler.no_padding()
+        return ruler
 
     def tokens(self, items: Texts) -> dict[str, Tensor]:
         """What the model takes of items: a batch, padded to its longest, cut at `max_tokens`."""
@@ -214,7 +234,7 @@ class BaseModel(nn.Module):
         """
         if not items:
             return torch.zeros(0, self.feature_size)
-        order = sorted(range(len(items)), key=lambda i: -characters(items[i]))
+        order = sorted(range(len(items)), key=lambda i: -size_of(items[i]))
         parts = []
         with applied(self.model, lora or {}, scale, whole or {}) if lora or whole else nullcontext():
             for start in range(0, len(order), BATCH):
@@ -239,10 +259,10 @@ def _check_whole(model: nn.Module, info: Mapping[str, Any], target: LoraTarget, 
     lacking = sorted(set(info["missing_keys"]) - brought)
     if lacking or info.get("mismatched_keys"):
         what = lacking or sorted(map(str, info["mismatched_keys"]))
-        raise DamagedFile(f"the base model {name!r} lacks tensors, {what[0]!r:.120} among {len(what)}")
+        raise DamagedBase(f"the base model {name!r} lacks tensors, {what[0]!r:.120} among {len(what)}")
     for tensor, value in model.named_parameters():
         if tensor not in brought and not bool(torch.isfinite(value).all()):
-            raise DamagedFile(f"the base model {name!r} holds NaN or infinity in {tensor!r}")
+            raise DamagedBase(f"the base model {name!r} holds NaN or infinity in {tensor!r}")
 
 
 def _quietly_offline() -> None:

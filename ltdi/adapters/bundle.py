@@ -103,7 +103,7 @@ class AdapterBundle:
 
         Raises:
             InvalidInput: what is wrong with the task.
-            BodyMissing, ForeignBase, DamagedFile: what is wrong with the base model.
+            BodyMissing, ForeignBase, DamagedBase: what is wrong with the base model.
             GenerationFailed: the adapter did not pass its check.
         """
         support = self.support(inputs, labels, classes=classes, truncate=truncate)

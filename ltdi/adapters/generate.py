@@ -39,7 +39,7 @@ def generate_adapter(bundle: AdapterBundle, request: HeadRequest, timer: Timer) 
     """A checked adapter.
 
     Raises:
-        BodyMissing, ForeignBase, DamagedFile: what is wrong with the base model.
+        BodyMissing, ForeignBase, DamagedBase: what is wrong with the base model.
         GenerationFailed: the adapter did not pass its check.
     """
     task, options, config = request.task, request.options, bundle.config

@@ -35,9 +35,9 @@ def columns(items: Texts) -> tuple[list[str], ...]:
     return tuple(list(column) for column in zip(*items, strict=True))
 
 
-def characters(item: str | tuple[str, str]) -> int:
-    """How long an item is."""
-    return len(item) if isinstance(item, str) else sum(map(len, item))
+def size_of(item: str | tuple[str, str]) -> int:
+    """Its bytes in UTF-8."""
+    return len(item.encode()) if isinstance(item, str) else sum(len(text.encode()) for text in item)
 
 
 def _pair(item: Any, field: str) -> tuple[str, str]:
