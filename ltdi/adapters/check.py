@@ -87,7 +87,7 @@ def delta_norm(adapter: Adapter, base: BaseModel) -> float:
     added = own = 0.0
     for path, (a, b) in adapter.lora.items():
         added += float(((b.T @ b) * (a @ a.T)).sum().clamp_min(0)) * adapter.scale**2
-        own += float(base.model.get_submodule(path).weight.float().square().sum())
+        own += float(base.model.get_submodule(path).weight.detach().float().square().sum())
     return (added / own) ** 0.5
 
 

@@ -169,9 +169,9 @@ def _names(value: Any, what: str) -> tuple[str, ...]:
 
 
 def _text(value: Any) -> str:
-    if not is_text(value):
+    if value is not None and not is_text(value):
         raise DamagedFile("the adapter's base_model_name_or_path must be a string")
-    return value
+    return value or ""  # PEFT writes null for a model that came from no file
 
 
 OWN = frozenset({"format", "ltdi_format", "format_version", "adapter_config", "labels"})

@@ -53,8 +53,8 @@ def random_model(kind: str, ways: int = 2, **changes: object) -> nn.Module:
     sizes = SIZES | {"vocab_size": len(SPECIAL) + len(WORDS), "num_labels": ways} | changes
     if kind in ("llama", "qwen2"):
         sizes["num_key_value_heads"] = 2
-    torch.manual_seed(0)
     model = getattr(library, f"{name}ForSequenceClassification")(getattr(library, f"{name}Config")(**sizes))
+    torch.manual_seed(0)  # the head is the last, so that its size changes nothing else
     for parameter in model.parameters():
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=0.2)
