@@ -14,7 +14,17 @@ from ltdi.adapters import check as checks
 from ltdi.adapters.adapter import PREFIX
 from ltdi.adapters.check import delta_norm, logits, verify
 from ltdi.errors import ForeignBase, GenerationFailed
-from tests.ltdi.adapters.made import KINDS, LABELS, PAIRS, TEXTS, in_memory, make_adapter_bundle, random_model, transformers, write_base
+from tests.ltdi.adapters.made import (
+    KINDS,
+    LABELS,
+    PAIRS,
+    TEXTS,
+    in_memory,
+    make_adapter_bundle,
+    random_model,
+    transformers,
+    write_base,
+)
 
 
 def peft():
@@ -98,7 +108,7 @@ def broken(adapter: Adapter, change: str) -> Adapter:
 
 @pytest.mark.parametrize("change", ["missing module", "unexpected module", "wrong shape"])
 def test_keys_and_shapes_are_compared_both_ways(base: BaseModel, adapter: Adapter, change: str) -> None:
-    with pytest.raises(ForeignBase, match="lacks|has no place for|takes"):
+    with pytest.raises(ForeignBase, match=r"lacks|has no place for|takes"):
         broken(adapter, change).check_target(base.target)
     with pytest.raises(GenerationFailed, match="does not load back"):
         verify(broken(adapter, change), base, TEXTS)

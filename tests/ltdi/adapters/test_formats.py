@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltdi.adapters import Adapter, folder_of, from_safetensors, from_zip, read_folder, to_safetensors, to_zip, write_folder
+from ltdi.adapters import (
+    Adapter,
+    folder_of,
+    from_safetensors,
+    from_zip,
+    read_folder,
+    to_safetensors,
+    to_zip,
+    write_folder,
+)
 from ltdi.adapters.formats import CARD, CONFIG, WEIGHTS, to_files
 from ltdi.errors import DamagedFile, InvalidInput
 from ltdi.files import safetensors_bytes

@@ -114,7 +114,7 @@ def test_a_server_loads_replaces_and_unloads(tmp_path: Path) -> None:
     with vllm() as (url, loaded):
         assert load_adapter(url, "team/one", folder) == "Success: LoRA adapter 'team/one' added successfully."
         assert read_folder(loaded["team/one"]).labels == adapter().labels
-        with pytest.raises(AdapterRefused, match="already been loaded.*ask for its replacement"):
+        with pytest.raises(AdapterRefused, match=r"already been loaded.*ask for its replacement"):
             load_adapter(f"{url}/v1/", "team/one", folder)
         load_adapter(f"{url}/v1/", "team/one", folder, replace=True)
         assert "removed" in unload_adapter(url, "team/one") and not loaded
@@ -124,7 +124,7 @@ def test_a_server_loads_replaces_and_unloads(tmp_path: Path) -> None:
 
 def test_refusals_of_a_server_say_what_to_do(tmp_path: Path) -> None:
     with vllm() as (url, _):
-        with pytest.raises(AdapterRefused, match="No adapter found.*share the folder"):
+        with pytest.raises(AdapterRefused, match=r"No adapter found.*share the folder"):
             load_adapter(url, "one", tmp_path / "elsewhere")
         large = write_folder(adapter(r=64, tensors=adapter().tensors), tmp_path / "large")
         with pytest.raises(AdapterRefused, match="400: LoRA rank 64 is greater"):
