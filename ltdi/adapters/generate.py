@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltdi.adapters.check import verify
-from ltdi.adapters.closed_form import HeadConfig, LinearHeads, fit_heads
-from ltdi.adapters.predictor import Evidence
+from ltdi.adapters.closed_form import LinearHeads, fit_heads
+from ltdi.adapters.predictor import Evidence, Prediction
 from ltdi.pipeline import FEW_FOLDS, MAX_FOLDS, Timer, folds
 from ltdi.support import SupportSet, take
 
@@ -47,13 +47,13 @@ def generate_adapter(bundle: AdapterBundle, request: HeadRequest, timer: Timer) 
     index = task.canonical.class_index
     items = take(task.inputs, task.canonical.example_order)
     with timer.stage("embed"):
-        looks = not bundle.predictor.constant or config.baseline == "plain"
-        plain = bundle.body.features(items, whole=bundle.parts.saved) if looks else None  # [M, D]
+        mean = _adapted(bundle, items, bundle.parts.baseline("mean"))  # [M, D]
+        plain = bundle.body.features(items, whole=bundle.parts.saved) if config.baseline == "plain" else mean
     with timer.stage("sample"):
         few = MAX_FOLDS if bundle.predictor.constant else FEW_FOLDS
         masks = folds(index, task.ways, few) if options.check else []
-        made = _generated(bundle, items, plain, index, task.ways, masks, options.seed)
-        base = _baseline(bundle, items, plain, made, index, task.ways, masks)
+        made = _generated(bundle, items, mean, index, task.ways, masks, options.seed)
+        base = _baseline(bundle, plain, index, task.ways, masks)
     with timer.stage("check"):
         behind = 0.0 if made.accuracy is None else base.accuracy - made.accuracy
         method = "baseline" if options.fallback == "baseline" and behind > config.fallback_margin else "generated"
@@ -85,51 +85,51 @@ def _proven(bundle: AdapterBundle, adapter: Adapter, items: tuple, features: Ten
 
 
 def _generated(
-    bundle: AdapterBundle, items: tuple, plain: Tensor | None, index: Tensor, ways: int, masks: list[Tensor], seed: int
+    bundle: AdapterBundle, items: tuple, mean: Tensor, index: Tensor, ways: int, masks: list[Tensor], seed: int
 ) -> _Candidate:
-    """The adapter that the predictor chooses; for each fold the one that it chooses without what is held out."""
-    lora = _lora(bundle, items, plain, index, ways, seed)
-    seen = _adapted(bundle, items, lora)  # [M, D]
-    features = [seen]
-    for mask in masks:
-        if bundle.predictor.constant:
-            features.append(seen)
-        else:
-            kept = (~mask).nonzero().squeeze(1)
-            features.append(_adapted(bundle, items, _lora(bundle, take(items, kept), plain[kept], index[kept], ways, seed)))
-    return _candidate(lora, torch.stack(features), index, ways, masks, bundle.config.head, bundle)
-
-
-def _baseline(
-    bundle: AdapterBundle, items: tuple, plain: Tensor | None, made: _Candidate, index: Tensor, ways: int, masks: list[Tensor]
-) -> _Candidate:
-    """The closed form's head on the features of the base, or of the mean adapter."""
-    lora = bundle.parts.baseline(bundle.config.baseline)
-    if bundle.config.baseline == "plain":
-        seen = plain
+    """The adapter that the predictor chooses, with its head; the same for each fold without what is held out."""
+    kept = torch.stack([torch.ones(len(index), dtype=torch.bool), *(~mask for mask in masks)])
+    found = [_predicted(bundle, items, mean, index, ways, row, seed) for row in (kept[:1] if bundle.predictor.constant else kept)]
+    found = found * len(kept) if bundle.predictor.constant else found
+    features = torch.stack([seen for _, _, seen in found])
+    own = [bundle.predictor.head(seen[row], index[row], ways, said) for (said, _, seen), row in zip(found, kept, strict=True)]
+    if any(head is None for head in own):
+        heads = fit_heads(features, index, ways, kept, bundle.config.head, bundle.config.target.head_bias)
     else:
-        seen = made.features if bundle.predictor.constant else _adapted(bundle, items, lora)
-    return _candidate(
-        lora, seen.expand(1 + len(masks), -1, -1), index, ways, masks, bundle.config.baseline_head, bundle
-    )
+        rows = torch.stack(own).float()
+        heads = LinearHeads(rows[..., :-1], rows[..., -1] if bundle.config.target.head_bias else None)
+    return _candidate(found[0][1], features, heads, index, masks)
 
 
-def _candidate(
-    lora: Lora, features: Tensor, index: Tensor, ways: int, masks: list[Tensor], config: HeadConfig, bundle: AdapterBundle
-) -> _Candidate:
-    """Heads on features `[1 + F, M, D]`, the first on all examples, and their accuracy on what is held out."""
-    held = torch.stack([torch.zeros(len(index), dtype=torch.bool), *masks])
-    heads = fit_heads(features, index, ways, ~held, config, bundle.config.target.head_bias)
-    right = (heads.logits(features).argmax(-1) == index) & held
-    return _Candidate(lora, features[0], heads, int(right.sum()) / int(held.sum()) if masks else None)
+def _predicted(
+    bundle: AdapterBundle, items: tuple, mean: Tensor, index: Tensor, ways: int, kept: Tensor, seed: int
+) -> tuple[Prediction, Lora, Tensor]:
+    """What the predictor says of the examples that are kept, the adapter, and the features of all examples under it."""
+    order, some = bundle.config.target.modules, take(items, kept.nonzero().squeeze(1))
 
-
-def _lora(bundle: AdapterBundle, items: tuple, features: Tensor | None, index: Tensor, ways: int, seed: int) -> Lora:
     def look(coefficients: Tensor) -> Tensor:
-        return _adapted(bundle, items, bundle.parts.at(coefficients))
+        return _adapted(bundle, some, bundle.parts.at(coefficients, order))
 
-    seen = torch.zeros(0, bundle.feature_size) if features is None else features
-    return bundle.parts.at(bundle.predictor(Evidence(seen, index, ways, seed, look)))
+    said = bundle.predictor(Evidence(mean[kept], index[kept], ways, not isinstance(items[0], str), seed, look))
+    lora = bundle.parts.at(said.coefficients, order)
+    return said, lora, _adapted(bundle, items, lora) if said.coefficients.any() else mean
+
+
+def _baseline(bundle: AdapterBundle, seen: Tensor, index: Tensor, ways: int, masks: list[Tensor]) -> _Candidate:
+    """The closed form's head on the features of the plain base, or of the mean adapter."""
+    kept = torch.stack([torch.ones(len(index), dtype=torch.bool), *(~mask for mask in masks)])
+    features = seen.expand(len(kept), -1, -1)
+    heads = fit_heads(features, index, ways, kept, bundle.config.baseline_head, bundle.config.target.head_bias)
+    return _candidate(bundle.parts.baseline(bundle.config.baseline), features, heads, index, masks)
+
+
+def _candidate(lora: Lora, features: Tensor, heads: LinearHeads, index: Tensor, masks: list[Tensor]) -> _Candidate:
+    """With its accuracy on what is held out; features are `[1 + F, M, D]`, the first those of the whole support."""
+    if not masks:
+        return _Candidate(lora, features[0], heads, None)
+    held = torch.stack(masks)
+    right = (heads.logits(features)[1:].argmax(-1) == index) & held
+    return _Candidate(lora, features[0], heads, int(right.sum()) / int(held.sum()))
 
 
 def _adapted(bundle: AdapterBundle, items: tuple, lora: Lora) -> Tensor:

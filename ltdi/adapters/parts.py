@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ltdi.adapters.adapter import check_ranks
 from ltdi.adapters.closed_form import HeadConfig
-from ltdi.adapters.target import LoraTarget
+from ltdi.adapters.predictor import PredictorConfig, Space
+from ltdi.adapters.target import LoraModule, LoraTarget
 from ltdi.errors import DamagedFile, InvalidConfig
 from ltdi.support import Limits
 
@@ -45,7 +46,7 @@ class AdapterBundleConfig:
         baseline_head: the same on those of the plain base, for the baseline.
         baseline: the adapter that the baseline's head stands on: `plain` is the base model alone, `mean` the adapter at
             coefficients 0.
-        predictor: a key of `predictor.PREDICTORS`.
+        predictor: what chooses coefficients.
         directions: K.
         fallback_margin: by how much the baseline must lead on the folds to be returned instead.
     """
@@ -59,7 +60,7 @@ class AdapterBundleConfig:
     head: HeadConfig = HeadConfig()
     baseline_head: HeadConfig = HeadConfig()
     baseline: str = "plain"
-    predictor: str = "mean"
+    predictor: PredictorConfig = PredictorConfig()
     directions: int = 0
     limits: Limits = Limits(64, 100, 1000, 0)
     fallback_margin: float = 0.1
@@ -71,6 +72,11 @@ class AdapterBundleConfig:
         check_ranks(self.r, self.lora_alpha)
         if self.baseline not in BASELINES:
             raise InvalidConfig(f"baseline {self.baseline!r} is unknown; known: {BASELINES}", field="baseline")
+
+    @property
+    def space(self) -> Space:
+        """Where its adapters lie."""
+        return Space(len(self.target.modules), self.directions, self.target.head_inputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +95,13 @@ class AdapterParts:
     directions: Mapping[str, Tensor]
     saved: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def at(self, coefficients: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """`lora_A` and `lora_B` of each module for coefficients `[K]`."""
+    def at(self, coefficients: Tensor, order: Sequence[LoraModule]) -> dict[str, tuple[Tensor, Tensor]]:
+        """`lora_A` and `lora_B` of each module for coefficients `[W, K]`, rows in the given order of modules."""
         made = {}
-        for path, mean in self.mean.items():
-            b = mean + torch.einsum("k,kor->or", coefficients, self.directions[path]) if len(coefficients) else mean
-            made[path] = (self.lora_a[path], b.contiguous())
+        for module, row in zip(order, coefficients, strict=True):
+            path = module.path
+            moved = torch.einsum("k,kor->or", row.to(self.mean[path]), self.directions[path])
+            made[path] = (self.lora_a[path], (self.mean[path] + moved).contiguous())
         return made
 
     def baseline(self, kind: str) -> dict[str, tuple[Tensor, Tensor]]:

@@ -32,8 +32,8 @@ def load_adapter_bundle(folder: Path, device: torch.device) -> AdapterBundle:
         raise DamagedFile(f"bundle {folder.name!r} is no {FORMAT} of version {FORMAT_VERSION}")
     try:
         config = from_json(AdapterBundleConfig, values)
-        predictor = build_predictor(config.predictor, config.directions, config.target.head_inputs)
-    except (ValueError, TypeError, LookupError, InvalidInput) as error:
+        predictor = build_predictor(config.predictor, config.space)
+    except (ValueError, TypeError, LookupError, RuntimeError, InvalidInput) as error:
         raise DamagedFile(f"bundle {folder.name!r} has a config that cannot be used: {error}") from error
     tensors, _ = read_safetensors(folder / WEIGHTS, "bundle's weights")
     groups: dict[str, dict[str, Tensor]] = {kind: {} for kind in ("lora_A", "mean", "basis", "saved", "predictor")}

@@ -89,7 +89,7 @@ def make_adapter_bundle(
     """A bundle whose LoRA does change answers."""
     settings = {"name": "toy-lora", "r": 4, "lora_alpha": 8.0, "base_model_name_or_path": "made/tiny", "directions": directions} | changes
     config = AdapterBundleConfig(body=BaseConfig(model, base.max_tokens), target=base.target, **settings)
-    chosen = predictor or build_predictor("mean", directions, base.feature_size)
+    chosen = predictor or build_predictor(config.predictor, config.space)
     return AdapterBundle(config, base, random_parts(base, config.r, directions), chosen)
 
 

@@ -13,7 +13,7 @@ import ltdi
 from ltdi.adapters import AdapterBundle, BaseModel, to_safetensors
 from ltdi.adapters import predictor as predictors
 from ltdi.adapters.check import logits
-from ltdi.adapters.predictor import Evidence, Predictor
+from ltdi.adapters.predictor import Evidence, Prediction, Predictor, PredictorConfig, Space
 from ltdi.bundle import HeadRequest
 from ltdi.errors import (
     BodyMissing,
@@ -35,16 +35,26 @@ from tests.ltdi.adapters.made import KINDS, LABELS, PAIRS, TEXTS, in_memory, mak
 class Spread(Predictor):
     """A toy that does look: how far each class is from the others, and features under the first direction."""
 
-    def __init__(self, directions: int, feature_size: int) -> None:
-        super().__init__(directions, feature_size)
-        self.layer = nn.Linear(2, directions)
+    def __init__(self, space: Space, sizes: tuple[int, ...] = ()) -> None:
+        super().__init__(space, sizes)
+        self.layer = nn.Linear(2, space.modules * space.directions)
         self.seen: list[int] = []
 
-    def forward(self, evidence: Evidence) -> Tensor:
+    def forward(self, evidence: Evidence) -> Prediction:
         self.seen.append(len(evidence.features))
         means = torch.stack([evidence.features[evidence.class_index == row].mean(0) for row in range(evidence.ways)])
-        looked = evidence.look(torch.eye(self.directions)[0])
-        return self.layer(torch.stack([means.std(0).mean(), (looked - evidence.features).abs().mean()]))
+        first = torch.eye(self.space.directions)[:1].expand(self.space.modules, -1)
+        moved = (evidence.look(first) - evidence.features).abs().mean()
+        made = self.layer(torch.stack([means.std(0).mean(), moved]))
+        return Prediction(made.view(self.space.modules, self.space.directions), evidence.features.mean(0))
+
+
+class Headed(Spread):
+    """The same with a head of its own: class means, less what the prediction noted."""
+
+    def head(self, features: Tensor, class_index: Tensor, ways: int, prediction: Prediction) -> Tensor:
+        rows = torch.stack([features[class_index == row].mean(0) for row in range(ways)]) - prediction.notes
+        return torch.cat([rows, -rows.square().sum(1, keepdim=True) / 2], 1)
 
 
 @pytest.fixture(scope="module")
@@ -109,17 +119,20 @@ def test_the_baseline_comes_back_where_the_folds_say_so(base: BaseModel) -> None
 
 
 def test_coefficients_choose_a_point_between_the_directions(base: BaseModel) -> None:
-    parts = make_adapter_bundle(base, directions=3).parts
-    made = parts.at(torch.tensor([1.0, 0.0, -2.0]))
-    for path, (a, b) in made.items():
-        assert torch.equal(a, parts.lora_a[path])
-        assert torch.allclose(b, parts.mean[path] + parts.directions[path][0] - 2 * parts.directions[path][2])
-    assert all(torch.equal(b, parts.mean[path]) for path, (_, b) in parts.at(torch.zeros(3)).items())
+    parts, order = make_adapter_bundle(base, directions=3).parts, base.target.modules
+    rows = torch.tensor([[1.0, 0.0, -2.0]]) * torch.arange(1, 5)[:, None]
+    made = parts.at(rows, order)
+    for times, module in enumerate(order, 1):
+        a, b = made[module.path]
+        assert torch.equal(a, parts.lora_a[module.path])
+        moved = parts.directions[module.path][0] - 2 * parts.directions[module.path][2]
+        assert torch.allclose(b, parts.mean[module.path] + times * moved, atol=1e-5)
+    assert all(torch.equal(b, parts.mean[path]) for path, (_, b) in parts.at(torch.zeros(4, 3), order).items())
 
 
 def test_a_predictor_sees_the_task_and_each_fold_without_what_is_held_out(base: BaseModel) -> None:
     torch.manual_seed(0)
-    chosen = Spread(3, 32)
+    chosen = Spread(Space(4, 3, 32))
     bundle = make_adapter_bundle(base, directions=3, predictor=chosen)
     made = bundle.generate(TEXTS, LABELS, fallback="none")
     assert chosen.seen == [6, 3, 3]
@@ -127,6 +140,22 @@ def test_a_predictor_sees_the_task_and_each_fold_without_what_is_held_out(base: 
     assert not torch.allclose(made.lora[path][1], bundle.parts.mean[path])
     other = bundle.generate(TEXTS[:4], LABELS[:4], fallback="none", check=False)
     assert not torch.allclose(made.lora[path][1], other.lora[path][1]) and chosen.seen[3:] == [4]
+
+
+def test_a_predictor_may_bring_its_head(base: BaseModel) -> None:
+    torch.manual_seed(0)
+    chosen = Headed(Space(4, 3, 32))
+    made = make_adapter_bundle(base, directions=3, predictor=chosen).generate(TEXTS, LABELS, fallback="none")
+    _, weight, bias = made.head
+    assert torch.allclose(bias, -weight.square().sum(1) / 2, atol=1e-4) and 0 <= made.support_accuracy <= 1
+    features = base.features(TEXTS, made.lora, made.scale)
+    assert torch.allclose(weight[0], features[:2].mean(0) - make_mean(base), atol=1e-4)
+
+
+def make_mean(base: BaseModel) -> Tensor:
+    """Of the features under the mean adapter."""
+    bundle = make_adapter_bundle(base, directions=3)
+    return base.features(TEXTS, bundle.parts.baseline("mean"), 2.0).mean(0)
 
 
 def test_a_bundle_survives_its_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,8 +168,8 @@ def test_a_bundle_survives_its_folder(folder: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(InvalidConfig, match="a body of its own"):
         ltdi.load_bundle(folder, body=loaded.body)  # type: ignore[arg-type]
     monkeypatch.setitem(predictors.PREDICTORS, "spread", Spread)
-    learned = make_adapter_bundle(BaseModel(str(folder / "base"), 16), directions=2, predictor=Spread(2, 32))
-    object.__setattr__(learned.config, "predictor", "spread")
+    learned = make_adapter_bundle(BaseModel(str(folder / "base"), 16), directions=2, predictor=Spread(Space(4, 2, 32)))
+    object.__setattr__(learned.config, "predictor", PredictorConfig("spread"))
     learned.save(folder)
     again = ltdi.load_bundle(folder, device="cpu")
     assert torch.equal(again.predictor.layer.weight, learned.predictor.layer.weight)
@@ -165,7 +194,7 @@ BAD = [
     ("unknown key", lambda c: c.update(rr=1), "unknown key 'rr'"),
     ("rank", lambda c: c.update(r=5), "expected"),
     ("no rank", lambda c: c.update(r=0), "r is 0"),
-    ("predictor", lambda c: c.update(predictor="oracle"), "predictor 'oracle' is unknown"),
+    ("predictor", lambda c: c["predictor"].update(name="oracle"), "predictor 'oracle' is unknown"),
     ("directions", lambda c: c.update(directions=4), "expected"),
     ("baseline", lambda c: c.update(baseline="best"), "baseline 'best' is unknown"),
     ("modules", lambda c: c["target"]["modules"].pop(), "modules"),
