@@ -49,8 +49,10 @@ def served(toy: Bundle, bundle: AdapterBundle) -> Iterator[httpx.Client]:
 
 
 def until_ready(client: httpx.Client) -> None:
-    while any(model["state"] == "loading" for model in (models := client.get("/models").json()["models"])):
+    models = [{"state": "loading"}]
+    while any(model["state"] == "loading" for model in models):
         time.sleep(0.05)
+        models = client.get("/models").json()["models"]
     assert not [model["reason"] for model in models if model["state"] == "failed"]
 
 
