@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,text,onnx,traces]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev,text,lora,onnx,traces]'
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps torchvision==0.28.0
 	@touch $@
 

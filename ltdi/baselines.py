@@ -59,14 +59,28 @@ def ridge(support: Tensor, strength: float) -> Tensor:
         strength: lambda, added to the Gram matrix of the centred features.
     """
     batch, ways, shots, size = support.shape
-    features = support.reshape(batch, ways * shots, size)
     targets = torch.eye(ways, dtype=support.dtype).repeat_interleave(shots, dim=0).expand(batch, -1, -1)
-    centre, middle = features.mean(-2, keepdim=True), targets.mean(-2, keepdim=True)
-    x, y = features - centre, targets - middle
-    gram = x @ x.transpose(-1, -2) + strength * torch.eye(ways * shots, dtype=support.dtype)
+    return ridge_on(support.reshape(batch, ways * shots, size), targets, strength)
+
+
+def ridge_on(
+    features: Tensor, targets: Tensor, strength: float, *, bias: bool = True, kept: Tensor | None = None
+) -> Tensor:
+    """`ridge` for any number of examples of a class.
+
+    Args:
+        features: `[B, M, D]`.
+        targets: `[B, M, N]`, one-hot.
+        bias: without it the head goes through the origin, and its last column is 0.
+        kept: `[B, M]`, 1 for the examples that count, else 0; all of them where absent.
+    """
+    rows = torch.ones_like(features[..., :1]) if kept is None else kept.unsqueeze(-1).to(features)
+    middle, centre = _mean(targets, rows), _mean(features, rows) if bias else torch.zeros_like(features[..., :1, :])
+    x, y = (features - centre) * rows, (targets - middle) * rows
+    gram = x @ x.transpose(-1, -2) + strength * torch.eye(features.shape[-2], dtype=features.dtype)
     weights = torch.linalg.solve(gram, y).transpose(-1, -2) @ x
-    bias = middle.transpose(-1, -2) - weights @ centre.transpose(-1, -2)
-    return torch.cat([weights, bias], dim=-1)
+    shift = middle.transpose(-1, -2) - weights @ centre.transpose(-1, -2)
+    return torch.cat([weights, shift if bias else torch.zeros_like(shift)], dim=-1)
 
 
 def lda(support: Tensor, covariance: Tensor) -> Tensor:
@@ -93,15 +107,32 @@ def logistic_regression(support: Tensor, inverse_strength: float, iterations: in
         inverse_strength: C.
     """
     batch, ways, shots, size = support.shape
-    features = support.reshape(batch, ways * shots, size)
-    centre = features.mean(-2, keepdim=True)
-    features = F.pad(features - centre, (0, 1), value=1.0)
     target = torch.eye(ways, dtype=support.dtype).repeat_interleave(shots, dim=0)
-    penalty = torch.full((size + 1,), 1 / inverse_strength, dtype=support.dtype)
+    return logistic_regression_on(support.reshape(batch, ways * shots, size), target, inverse_strength, iterations)
+
+
+def logistic_regression_on(
+    features: Tensor, target: Tensor, inverse_strength: float, iterations: int = 300, *, bias: bool = True,
+    kept: Tensor | None = None,
+) -> Tensor:
+    """`logistic_regression` for any number of examples of a class.
+
+    Args:
+        features: `[B, M, D]`.
+        target: `[M, N]` or `[B, M, N]`, one-hot.
+        bias: without it the head goes through the origin, and its last column is 0.
+        kept: `[B, M]`, 1 for the examples that count, else 0; all of them where absent.
+    """
+    batch, _, size = features.shape
+    ways = target.shape[-1]
+    rows = torch.ones_like(features[..., :1]) if kept is None else kept.unsqueeze(-1).to(features)
+    centre = _mean(features, rows) if bias else torch.zeros_like(features[..., :1, :])
+    features = F.pad(features - centre, (0, 1), value=1.0 if bias else 0.0) * rows
+    penalty = torch.full((size + 1,), 1 / inverse_strength, dtype=features.dtype)
     penalty[-1] = 0
     largest = torch.linalg.matrix_norm(features @ features.transpose(-1, -2), ord=2)
     rate = (1 / (largest / 2 + 1 / inverse_strength)).reshape(-1, 1, 1)
-    head = torch.zeros(batch, ways, size + 1, dtype=support.dtype)
+    head = torch.zeros(batch, ways, size + 1, dtype=features.dtype)
     ahead, momentum = head, torch.ones_like(rate)
     for _ in range(iterations):
         error = torch.softmax(features @ ahead.transpose(-1, -2), dim=-1) - target
@@ -111,8 +142,13 @@ def logistic_regression(support: Tensor, inverse_strength: float, iterations: in
         following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
         ahead = moved + (momentum - 1) / following * (moved - head)
         head, momentum = moved, following
-    weights, bias = head[..., :-1], head[..., -1:]
-    return torch.cat([weights, bias - weights @ centre.transpose(-1, -2)], dim=-1)
+    weights, shift = head[..., :-1], head[..., -1:]
+    return torch.cat([weights, shift - weights @ centre.transpose(-1, -2)], dim=-1)
+
+
+def _mean(items: Tensor, rows: Tensor) -> Tensor:
+    """Mean `[B, 1, D]` of the items `[B, M, D]` whose row `[B, M, 1]` is 1."""
+    return (items * rows).sum(-2, keepdim=True) / rows.sum(-2, keepdim=True)
 
 
 NORMALISERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -51,9 +51,13 @@ from ltdi.schedule import ScheduleConfig
 from ltdi.support import Items, Limits, SupportSet, take
 from ltdi.views import all_views, summarise
 
+if TYPE_CHECKING:
+    from ltdi.adapters.bundle import AdapterBundle
+
 FORMAT_VERSION = 2
 RECIPES = ("default", "paper", "geometry")
 MAX_VIEWS = 64
+ADAPTERS = "bundle.json"  # the config of a bundle that makes adapters
 CONFIG, WEIGHTS, DIGEST, CARD = "config.json", "weights.safetensors", "digest", "card.json"
 
 
@@ -123,12 +127,14 @@ class HeadRequest:
         options: seed, draws, check, fallback.
         embedded: features `[D]` of the task's texts that a remote body has embedded beforehand.
         truncate: ask a remote body to cut texts that are too long.
+        base_model_name_or_path: what an adapter calls its base model; the bundle's own where None.
     """
 
     task: SupportSet | TaskEmbedding
     options: Options = field(default_factory=Options)
     embedded: Mapping[str, Tensor] | None = None
     truncate: bool = False
+    base_model_name_or_path: str | None = None
 
 
 class Bundle:
@@ -136,6 +142,8 @@ class Bundle:
 
     Build it with `load_bundle`; `Bundle(...)` itself is for those who train one.
     """
+
+    kind = "head"  # what it makes
 
     def __init__(
         self, config: BundleConfig, body: Body, generator: Generator, *, digest: str = "", card: dict | None = None,
@@ -597,11 +605,14 @@ def shipped_bundles() -> list[str]:
         root = files("ltdi_bundles")
     except ModuleNotFoundError:
         return []
-    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and (entry / CONFIG).is_file())
+    return sorted(
+        entry.name for entry in root.iterdir()
+        if entry.is_dir() and any((entry / config).is_file() for config in (CONFIG, ADAPTERS))
+    )  # fmt: skip
 
 
-def load_bundle(name: str | Path, *, device: str = "auto", body: TextBody | None = None) -> Bundle:
-    """A bundle, verified.
+def load_bundle(name: str | Path, *, device: str = "auto", body: TextBody | None = None) -> Bundle | AdapterBundle:
+    """A bundle, verified; one that makes adapters where the folder holds one of those.
 
     Args:
         name: a shipped name (`omniglot`) or the path of a folder.
@@ -614,6 +625,12 @@ def load_bundle(name: str | Path, *, device: str = "auto", body: TextBody | None
         InvalidConfig: `body` is given to a bundle that has one.
     """
     folder = _folder(name)
+    if (folder / ADAPTERS).is_file():
+        from ltdi.adapters.stored import load_adapter_bundle
+
+        if body is not None:
+            raise InvalidConfig(f"bundle {folder.name!r} has a body of its own", field="body")
+        return load_adapter_bundle(folder, resolve_device(device))
     recorded = _read_text(folder / DIGEST).strip()
     if recorded != _digest(folder):
         raise DamagedFile(f"bundle {folder.name!r} does not match its digest; fetch or export it again")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ltdi.adapters.command import add_options, generate_lora
 from ltdi.bundle import Bundle, load_bundle, shipped_bundles
 from ltdi.errors import EmptySupport, InvalidImage, InvalidInput, InvalidSupport
 from ltdi.files import read_safetensors
@@ -28,14 +29,14 @@ class Examples:
     """A task as it lies on disk.
 
     Args:
-        inputs: paths of images, texts, or features `[M, D]`.
+        inputs: paths of images, texts, pairs of texts, or features `[M, D]`.
         labels: one for each.
         classes: the rows of the head, where the task names them.
         descriptions: label to a name or sentence.
         unlabelled: texts, or features `[U, D]`.
     """
 
-    inputs: list[Path] | list[str] | Tensor
+    inputs: list[Path] | list[str] | list[list[str]] | Tensor
     labels: list[str]
     classes: list[str] | None = None
     descriptions: dict[str, str] | None = None
@@ -91,7 +92,7 @@ def read_features(path: Path) -> Examples:
 
 
 def read_task(path: Path) -> Examples:
-    """A task as `/generate-head` takes it in JSON: `classes`, `support` and `unlabelled`, of texts or of features.
+    """A task as `/generate-head` takes it in JSON: `classes`, `support` and `unlabelled`, of texts, pairs or features.
 
     Raises:
         InvalidInput: no JSON object, an unknown key, or an item that is neither a text nor features.
@@ -115,13 +116,16 @@ def read_task(path: Path) -> Examples:
         raise InvalidInput(f"{path.name}: every class and every example is an object with a `label`", field="task") from error
 
 
-def _items(rows: list[dict[str, Any]], where: str) -> list[str] | Tensor:
+def _items(rows: list[dict[str, Any]], where: str) -> list[str] | list[list[str]] | Tensor:
     texts = [row["text"] for row in rows if "text" in row]
     if len(texts) == len(rows):
         return texts
+    pairs = [row["pair"] for row in rows if "pair" in row]
+    if len(pairs) == len(rows):
+        return pairs
     features = [row["features"] for row in rows if "features" in row]
     if len(features) != len(rows) or len({len(row) for row in features}) > 1:
-        raise InvalidInput(f"{where}: all items hold `text`, or all hold `features` of one size", field=where)
+        raise InvalidInput(f"{where}: all items hold `text`, or all hold `pair`, or all `features` of one size", field=where)
     return torch.tensor(features, dtype=torch.float32)
 
 
@@ -136,7 +140,7 @@ def _class_names(metadata: dict[str, str], file: str) -> list[str]:
 
 
 def generate(argv: Sequence[str]) -> int:
-    """Make a classifier head from a folder of images, from features, or from a task of texts."""
+    """Make a classifier head from a folder of images, from features, or from a task of texts; or a LoRA adapter."""
     options = _generate_parser().parse_args(argv)
     given = [source for source in (options.folder, options.features, options.task) if source is not None]
     if len(given) != 1:
@@ -144,12 +148,17 @@ def generate(argv: Sequence[str]) -> int:
     read = read_folder if options.folder else read_features if options.features else read_task
     examples = read(given[0])
     bundle = load_bundle(options.bundle, device=options.device)
+    if options.kind == "lora":
+        return generate_lora(bundle, examples, options)
+    if bundle.kind != "head":
+        raise InvalidInput(f"bundle {bundle.name!r} makes adapters; say --kind lora")
+    out = options.out or Path("head.safetensors")
     seconds: Counter[str] = Counter()
     started = time.perf_counter()
     head = _generate(bundle, examples, options, lambda name, took: seconds.update({name: took}))
     seconds["total"] = time.perf_counter() - started
-    head.save(options.out)
-    facts = _facts(head, examples, seconds, options.out)
+    head.save(out)
+    facts = _facts(head, examples, seconds, out)
     print(json.dumps(facts, ensure_ascii=False, indent=2) if options.json else _head_report(facts))
     return 0
 
@@ -160,7 +169,7 @@ def _generate_parser() -> argparse.ArgumentParser:
     parser.add_argument("--features", type=Path, metavar="FILE", help="a safetensors file with features and labels")
     parser.add_argument("--task", type=Path, metavar="FILE", help="JSON with classes, support and unlabelled, as the service takes")
     parser.add_argument("--bundle", default="omniglot", help="a shipped name or the path of a folder (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("head.safetensors"), help="where to write it (%(default)s)")
+    parser.add_argument("--out", type=Path, help="where to write it (head.safetensors; for an adapter the folder of its folder, adapters)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise; the same seed, the same bytes (%(default)s)")
     parser.add_argument("--draws", type=int, default=1, help="chains to average (%(default)s)")
     parser.add_argument("--no-check", dest="check", action="store_false", help="leave out the accuracy on folds")
@@ -168,6 +177,7 @@ def _generate_parser() -> argparse.ArgumentParser:
                         help="what comes back where the folds say that the baseline is better (%(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
+    add_options(parser)
     return parser
 
 
@@ -241,6 +251,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     limits = bundle.limits
     return {
         "name": bundle.name,
+        "kind": bundle.kind,
         "recipe": bundle.config.recipe,
         "ways": [bundle.fixed_ways or 2, bundle.fixed_ways or limits.max_ways],
         "shots": [0 if bundle.takes_descriptions else 1, limits.max_shots],

@@ -96,6 +96,24 @@ class BodyMissing(LtDiError):
     code = "body-missing"
 
 
+class ForeignBase(LtDiError):
+    """The base model is another than an adapter or its bundle was made for; the message says by what."""
+
+    code = "base-foreign"
+
+
+class DamagedBase(LtDiError):
+    """The base model's files are not whole, or hold what no model can compute with."""
+
+    code = "base-damaged"
+
+
+class AdapterRefused(LtDiError):
+    """A server that was asked to load an adapter refused, cannot be reached, or gave no answer that can be read."""
+
+    code = "adapter-refused"
+
+
 class EmbedderFailed(LtDiError):
     """The embedding endpoint refused, cannot be reached, or answered with something that is no embedding."""
 

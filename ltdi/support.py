@@ -14,7 +14,7 @@ from torch import Tensor
 from ltdi.errors import EmptySupport, InvalidFeatures, InvalidSupport, LimitExceeded, TooFewClasses
 from ltdi.files import all_finite
 
-Items = Tensor | tuple[str, ...]  # images [M, H, W], features [M, D], or texts
+Items = Tensor | tuple[str, ...] | tuple[tuple[str, str], ...]  # images [M, H, W], features [M, D], texts, or pairs of them
 
 
 @dataclass(frozen=True)
@@ -214,6 +214,8 @@ def _content(item: Any) -> bytes:
     """The bytes that tell an item from others."""
     if isinstance(item, str):
         return item.encode()
+    if isinstance(item, tuple):
+        return b"".join(len(text.encode()).to_bytes(8, "little") + text.encode() for text in item)
     return (item.contiguous().numpy() if isinstance(item, Tensor) else item).tobytes()
 
 

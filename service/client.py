@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ltdi import Head
+from ltdi.adapters import Adapter
 from service import exchanges
 from service.exchanges import Exchange, HeadOptions, ServiceError, advance
 
@@ -75,6 +76,20 @@ class LtDiClient:
             ValueError: a label that is not among `classes`, or images for a model that reads none.
         """
         return self._run(exchanges.generate_head(inputs, labels, **options))
+
+    def generate_adapter(self, inputs: Sequence[Any], labels: Sequence[str], *, model: str, **options: Any) -> Adapter:
+        """The LoRA adapter of a task.
+
+        Args:
+            inputs: texts, or pairs of texts.
+            labels: one for each.
+            model: one that makes adapters.
+            options: `classes`, `seed`, `base_model_name_or_path`, `check`, `fallback`, `truncate`.
+
+        Raises:
+            ServiceError: the service's answer is an error.
+        """
+        return self._run(exchanges.generate_adapter(inputs, labels, model=model, **options))
 
     def embed(self, inputs: Any, *, model: str | None = None) -> Tensor:
         """Features of images or texts, `[M, D]`."""
@@ -145,6 +160,10 @@ class AsyncLtDiClient:
     ) -> Head:
         """As `LtDiClient.generate_head`."""
         return await self._run(exchanges.generate_head(inputs, labels, **options))
+
+    async def generate_adapter(self, inputs: Sequence[Any], labels: Sequence[str], *, model: str, **options: Any) -> Adapter:
+        """As `LtDiClient.generate_adapter`."""
+        return await self._run(exchanges.generate_adapter(inputs, labels, model=model, **options))
 
     async def embed(self, inputs: Any, *, model: str | None = None) -> Tensor:
         """As `LtDiClient.embed`."""

@@ -29,7 +29,7 @@ from service.problems import Problem
 from service.settings import Settings
 
 JSON, MULTIPART, SAFETENSORS = "application/json", "multipart/form-data", "application/vnd.safetensors"
-ONNX = "application/onnx"
+ONNX, ZIP = "application/onnx", "application/zip"
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 OTHER_FORMATS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%PDF": "PDF", b"<svg": "SVG", b"<?xml": "XML"}
 MAX_EXIF = 16  # the reader copies what it has with each further block
@@ -162,12 +162,14 @@ class Decoder:
         """Items of one form as what `Bundle.prepare` takes; `others` are those of the request that were prepared before."""
         self._check_count(len(items), where)
         form = form_of(items, where)
-        readable = {"text": "texts", "image": "images", "features": "features"}.get(form)
+        readable = {"text": "texts", "pair": "pairs", "image": "images", "features": "features"}[form]
         if readable not in bundle.input_kinds:
             kinds = " or ".join(bundle.input_kinds)
             raise Problem("input-unsupported", f"model {bundle.name!r} reads no {form}; send {kinds}", where)
         if form == "text":
             return bundle.prepare([item.text for item in items], field=where, truncate=truncate)
+        if form == "pair":
+            return bundle.prepare([item.pair for item in items], field=where, truncate=truncate)
         if form == "features":
             rows = feature_rows([item.features for item in items], bundle.feature_size, where)
             return bundle.prepare(rows, field=where)
@@ -306,8 +308,12 @@ class Decoder:
 
     def _bundle_for(self, fields: schemas.TaskFields) -> Bundle:
         bundle = self.find(fields.model)
-        if fields.kind != "head":
-            raise Problem("input-unsupported", f"model {bundle.name!r} makes heads, not {fields.kind!r}", "kind")
+        if fields.kind != bundle.kind:
+            made = {"head": "heads", "lora": "adapters: say kind 'lora'"}[bundle.kind]
+            detail = f"the request asks for kind {fields.kind!r}; model {bundle.name!r} makes {made}; /models says what others make"
+            raise Problem("input-unsupported", detail, "kind")
+        if fields.base_model_name_or_path is not None and bundle.kind != "lora":
+            raise Problem("input-unsupported", "only adapters name a base model; leave it out", "base_model_name_or_path")
         return bundle
 
     def _call(
@@ -328,9 +334,13 @@ class Decoder:
         parts: list[Any] = [support.canonical.digest, [support.classes[row] for row in order], support.classes]
         if bundle.body.remote and support.texts:
             parts += [bundle.body.identity, fields.options.truncate]
+        if bundle.kind == "lora":
+            parts += [fields.base_model_name_or_path]
         identity = json.dumps(parts)
         cut = bundle.too_long(support) if fields.options.truncate else 0
-        request = HeadRequest(support, options_of(fields), truncate=fields.options.truncate)
+        request = HeadRequest(
+            support, options_of(fields), truncate=fields.options.truncate, base_model_name_or_path=fields.base_model_name_or_path
+        )
         return HeadCall(bundle, request, identity, len(labels), cut)
 
 

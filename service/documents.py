@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import Response
 
 from service import schemas
-from service.decode import JSON, MULTIPART, ONNX, SAFETENSORS
+from service.decode import JSON, MULTIPART, ONNX, SAFETENSORS, ZIP
 from service.problems import MEDIA_TYPE
 
 STROKE = (
@@ -111,10 +111,13 @@ ARTEFACT_HEADERS = _headers("ETag", "Server-Timing", "LtDi-Method", "LtDi-Bundle
     for name in ("LtDi-Support-Accuracy", "LtDi-Baseline-Support-Accuracy", "LtDi-Truncated")
 }
 HEAD_ANSWER = {
-    "description": "The head",
+    "description": "The head, or the adapter; as zip archive an adapter is the folder that PEFT loads",
     "headers": ARTEFACT_HEADERS,
-    "content": {SAFETENSORS: BINARY, JSON: {"schema": {"$ref": "#/components/schemas/HeadDocument"}},
-                ONNX: BINARY},
+    "content": {
+        SAFETENSORS: BINARY,
+        JSON: {"schema": {"oneOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("HeadDocument", "AdapterDocument")]}},
+        ONNX: BINARY, ZIP: BINARY,
+    },
 }  # fmt: skip
 
 
@@ -192,6 +195,7 @@ HEALTH = {
 }
 NAMED = (
     schemas.TaskRequest, schemas.EmbedRequest, schemas.PredictRequest, schemas.ProblemDocument, schemas.HeadDocument,
+    schemas.AdapterDocument,
     schemas.FeaturesDocument, schemas.TaskEmbeddingDocument, schemas.PredictionDocument, schemas.ModelDocument,
     schemas.ModelsDocument, schemas.HealthDocument, schemas.ReloadRequest, schemas.ReloadDocument,
 )  # fmt: skip

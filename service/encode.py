@@ -12,19 +12,23 @@ from typing import Any
 from torch import Tensor
 
 from ltdi import Bundle, Head, load_head
+from ltdi.adapters import Adapter, from_safetensors, to_safetensors, to_zip
 from ltdi.onnx_files import REMEDY, head_onnx, onnx_installed
 from ltdi.support import Items
-from service.decode import JSON, ONNX, SAFETENSORS, HeadCall
+from service.decode import JSON, ONNX, SAFETENSORS, ZIP, HeadCall
 from service.problems import Problem
 
 STAGES = ("decode", "embed", "queue", "sample", "check", "encode", "total")
 HEAD_FORMS = (SAFETENSORS, JSON, ONNX)
+LORA_FORMS = (SAFETENSORS, JSON, ZIP)
+FORMS_OF = {"head": HEAD_FORMS, "lora": LORA_FORMS}
+ALL_FORMS = (*HEAD_FORMS, ZIP)
 BODY_FORMS = (SAFETENSORS, ONNX)
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """A head that is ready to be sent.
+    """A head or an adapter that is ready to be sent.
 
     Args:
         etag: without quotes.
@@ -34,6 +38,7 @@ class Artefact:
         bundle_digest: its digest.
         method: `generated` or `baseline`.
         support_accuracy, baseline_support_accuracy: on folds of the support, or None.
+        kind: `head` or `lora`.
     """
 
     etag: str
@@ -44,25 +49,31 @@ class Artefact:
     method: str
     support_accuracy: float | None
     baseline_support_accuracy: float | None
+    kind: str = "head"
 
     @classmethod
-    def of(cls, head: Head, etag: str, form: str) -> Artefact:
-        """From a head."""
+    def of(cls, made: Head | Adapter, etag: str, form: str) -> Artefact:
+        """From what was generated."""
+        adapter = isinstance(made, Adapter)
         return cls(
             etag,
             form,
-            head.to_bytes(),
-            head.metadata["model"],
-            head.metadata["bundle_digest"],
-            head.method,
-            head.support_accuracy,
-            head.baseline_support_accuracy,
+            to_safetensors(made) if adapter else made.to_bytes(),
+            made.metadata["model"],
+            made.metadata["bundle_digest"],
+            made.method,
+            made.support_accuracy,
+            made.baseline_support_accuracy,
+            "lora" if adapter else "head",
         )
 
     def body(self, timings: dict[str, float]) -> bytes:
         """The response body in its form; timings (ms) stand in JSON only."""
         if self.form == SAFETENSORS:
             return self.content
+        if self.kind == "lora":
+            adapter = from_safetensors(self.content)
+            return to_zip(adapter) if self.form == ZIP else adapter_json(adapter, timings)
         head = load_head(self.content)
         return head_onnx(head) if self.form == ONNX else head_json(head, timings)
 
@@ -99,6 +110,16 @@ def head_json(head: Head, timings: dict[str, float]) -> bytes:
     facts |= {"labels": head.labels, "temperature": head.temperature} | head.metadata
     facts["tensors"] = {name: tensor.tolist() for name, tensor in head.tensors().items()}
     facts["timings_ms"] = timings
+    return json.dumps(facts, ensure_ascii=False).encode()
+
+
+def adapter_json(adapter: Adapter, timings: dict[str, float]) -> bytes:
+    """An adapter as JSON: its config as PEFT reads it, tensors as nested lists."""
+    facts = {
+        "format": "ltdi.adapter", "format_version": "1", "labels": list(adapter.labels),
+        "adapter_config": adapter.config(), **adapter.metadata,
+        "tensors": {name: tensor.tolist() for name, tensor in adapter.tensors.items()}, "timings_ms": timings,
+    }  # fmt: skip
     return json.dumps(facts, ensure_ascii=False).encode()
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from ltdi import Head, load_head, safetensors_bytes
+from ltdi.adapters import Adapter, from_safetensors
 from ltdi.images import prepare_images, prepare_photos
 
 JSON, SAFETENSORS = "application/json", "application/vnd.safetensors"
@@ -134,6 +135,26 @@ def generate_head(
     facts = {"classes": json.dumps(names), "seed": str(seed), "options": json.dumps(options)}
     answer = yield _tensor_call("/generate-head", tensors, facts | _named(model))
     return load_head(_checked(answer).content)
+
+
+def generate_adapter(
+    inputs: Sequence[Any], labels: Sequence[str], *, model: str, classes: Sequence[str] | None = None, seed: int = 0,
+    base_model_name_or_path: str | None = None, **options: Any,
+) -> Exchange[Adapter]:
+    """The LoRA adapter of a task of texts, or of pairs of texts.
+
+    Raises:
+        ServiceError: the service's answer is an error.
+    """
+    support = [
+        ({"text": item} if isinstance(item, str) else {"pair": list(item)}) | {"label": label}
+        for item, label in zip(inputs, labels, strict=True)
+    ]
+    task: dict[str, Any] = {"kind": "lora", "model": model, "support": support, "seed": seed, "options": options}
+    if classes is not None:
+        task["classes"] = [{"label": label} for label in classes]
+    answer = yield _json_call("/generate-head", task | {"base_model_name_or_path": base_model_name_or_path}, SAFETENSORS)
+    return from_safetensors(_checked(answer).content)
 
 
 def embed(inputs: Any, model: str | None) -> Exchange[Tensor]:

@@ -12,7 +12,7 @@ from ltdi import Bundle, LtDiError, library_version, load_bundle
 from ltdi.bodies.remote import RemoteBody
 from ltdi.errors import InvalidConfig
 from service.embedder import embedder_key, remote_body
-from service.encode import HEAD_FORMS, writable
+from service.encode import FORMS_OF, writable
 from service.jobs import WorkerDead
 from service.metrics import Metrics
 from service.problems import Problem
@@ -163,13 +163,14 @@ class Models:
             "default": model is self.default,
             "state": model.state,
             "reason": model.reason,
-            "kind": "head",
+            "kind": None,
         }
         if model.bundle is None:
             return document
         bundle, settings = model.bundle, self._settings
         ways = (bundle.fixed_ways, bundle.fixed_ways) if bundle.fixed_ways else (2, bundle.limits.max_ways)
         return document | {
+            "kind": bundle.kind,
             "recipe": bundle.config.recipe,
             "body": body_document(bundle),
             "feature_size": bundle.feature_size,
@@ -193,8 +194,8 @@ class Models:
             "digest": bundle.digest,
             "device": model.device,
             "card": bundle.card,
-            "request_forms": FORMS,
-            "response_forms": list(writable(HEAD_FORMS)),
+            "request_forms": FORMS[:1] if bundle.kind == "lora" else FORMS,
+            "response_forms": list(writable(FORMS_OF[bundle.kind])),
         }
 
 

@@ -67,6 +67,8 @@ KINDS: dict[str, Kind] = {
     "not-ready": Kind(503, "The service is not ready"),
     "draining": Kind(503, "The service is shutting down", "draining"),
     "body-missing": Kind(503, "The bundle's body is not installed"),
+    "base-foreign": Kind(503, "The base model is another than the bundle was made for"),
+    "base-damaged": Kind(503, "The base model cannot be used"),
     "model-not-ready": Kind(503, "The model is not ready"),
     "embedder-failed": Kind(502, "The embedding endpoint failed"),
     "embedder-timeout": Kind(504, "The embedding endpoint did not answer in time", "deadline"),
@@ -76,7 +78,7 @@ KINDS: dict[str, Kind] = {
 OF_LIBRARY = frozenset(
     {"invalid-input", "support-invalid", "support-empty", "classes-too-few", "limit-exceeded", "features-invalid",
      "image-invalid", "text-invalid", "input-unsupported", "file-damaged", "generation-failed", "body-missing",
-     "embedder-failed", "embedder-timeout"}
+     "embedder-failed", "embedder-timeout", "base-foreign", "base-damaged"}
 )  # fmt: skip
 OF_STATUS = {404: "route-unknown", 405: "method-not-allowed", 400: "body-malformed", 422: "request-invalid"}
 MAX_DETAIL, MAX_FIELD = 600, 160  # characters of what a caller sent may stand in both

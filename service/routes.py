@@ -24,8 +24,9 @@ from ltdi.support import Items
 from service import documents, schemas
 from service.decode import JSON, MULTIPART, ONNX, SAFETENSORS, Decoder, HeadCall, PredictCall, cheap, parse_json
 from service.encode import (
+    ALL_FORMS,
     BODY_FORMS,
-    HEAD_FORMS,
+    FORMS_OF,
     Artefact,
     choose_form,
     etag_of,
@@ -56,11 +57,12 @@ open_routes = APIRouter()
 
 @router.post("/generate-head", **documents.GENERATE)
 async def generate_head(request: Request) -> Response:
-    """A task in, a head out."""
-    state = request.app.state.service
+    """A task in, a head or an adapter out."""
+    state, accept = request.app.state.service, request.headers.get("accept", "")
     await _refuse_while_not_ready(request)
-    form = choose_form(request.headers.get("accept", ""), HEAD_FORMS)
+    choose_form(accept, ALL_FORMS)
     call: HeadCall = await _decoded(request, lambda decoder: decoder.head_call)
+    form = choose_form(accept, FORMS_OF[call.bundle.kind])
     etag = etag_of(call, form)
     artefact, hit = state.cache.get(etag), True
     state.metrics.cache.labels("miss" if artefact is None else "hit").inc()
@@ -110,10 +112,10 @@ async def _elsewhere(request: Request, bundle: Bundle, work: Any) -> Any:
 
 
 def _count_artefact(state: Any, call: HeadCall, artefact: Artefact, seconds: dict[str, float]) -> None:
-    metrics, model = state.metrics, call.bundle.name
-    metrics.ways.labels("head").observe(call.ways)
-    metrics.examples.labels("head").observe(call.examples)
-    metrics.artefact_bytes.labels("head").observe(len(artefact.content))
+    metrics, model, kind = state.metrics, call.bundle.name, call.bundle.kind
+    metrics.ways.labels(kind).observe(call.ways)
+    metrics.examples.labels(kind).observe(call.examples)
+    metrics.artefact_bytes.labels(kind).observe(len(artefact.content))
     if artefact.method == "baseline":
         metrics.fallbacks.labels("support_accuracy").inc()
     if artefact.support_accuracy is not None:
@@ -172,6 +174,7 @@ async def embed(request: Request, kind: str = Query("features", alias="as", patt
 async def _embed_items(request: Request, form: str) -> Response:
     state, seconds = request.app.state.service, request.state.seconds
     bundle, prepared = await _decoded(request, lambda decoder: decoder.inputs)
+    _needs_heads(bundle)
     deadline = _deadline(state)
     prepared = await _as_features(request, bundle, prepared, deadline)
     features = await _run(request, Call(Bundle.embed, (bundle, prepared)), deadline)
@@ -192,6 +195,7 @@ async def _embed_items(request: Request, form: str) -> Response:
 async def _embed_task(request: Request, form: str) -> Response:
     seconds = request.state.seconds
     bundle, support = await _decoded(request, lambda decoder: decoder.task)
+    _needs_heads(bundle)
     task: TaskEmbedding = await _run(request, Call(Bundle.embed_task, (bundle, support)))
     content = await _encoded(seconds, safetensors_bytes, task.tensors(), task.metadata())
     if form == JSON:
@@ -223,6 +227,7 @@ async def predict(request: Request) -> Response:
     call: PredictCall = await _decoded(request, lambda decoder: decoder.prediction)
     head = await asyncio.to_thread(_head_of, state, call)
     bundle = state.models.bundle(call.model or head.metadata.get("model"))
+    _needs_heads(bundle)
     deadline = _deadline(state)
     prepared = await _as_features(request, bundle, await asyncio.to_thread(call.queries, bundle), deadline)
     found: Tensor = await _run(request, Call(probabilities, (head, bundle, prepared)), deadline)
@@ -250,7 +255,15 @@ def _head_of(state: Any, call: PredictCall) -> Head:
     kept = state.cache.get(call.artefact.removeprefix("W/").strip('"'))
     if kept is None:
         raise Problem("artefact-not-cached", "this artefact is not kept any more; send it as `head`", "artefact")
+    if kept.kind != "head":
+        raise Problem("input-unsupported", "this artefact is an adapter; load it with PEFT on its base model", "artefact")
     return load_head(kept.content)
+
+
+def _needs_heads(bundle: Bundle) -> None:
+    """Refuse features and task embeddings of a bundle that has none, as each of its adapters changes its body."""
+    if bundle.kind != "head":
+        raise Problem("input-unsupported", f"model {bundle.name!r} makes adapters, and only that", "model")
 
 
 @router.get("/models", **documents.MODELS)

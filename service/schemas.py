@@ -31,7 +31,7 @@ class Item(Strict):
     image: str | None = Field(None, description="base64 of a PNG, JPEG or WebP file")
     features: list[float] | None = Field(None, description="D numbers, as `/embed` gives them")
     text: str | None = Field(None, description="for bundles whose body reads text")
-    pair: list[str] | None = Field(None, description="two texts; no bundle of this release reads pairs")
+    pair: list[str] | None = Field(None, description="two texts, for bundles that make adapters")
 
 
 class Example(Item):
@@ -77,13 +77,15 @@ class TaskFields(Strict):
     """A task without its examples: the `request` part of the multipart form, the metadata of the safetensors form."""
 
     model: str | None = Field(None, description="a name of `/models`; the default model where absent")
-    kind: Literal["head", "lora"] = "head"
+    kind: Literal["head", "lora"] = Field("head", description="what is to be made: what the model's `kind` says")
     seed: int = Field(
         0, description="0 <= seed < 2^63; the same seed gives the same bytes", json_schema_extra=_between(0, 2**63 - 1)
     )
     classes: list[ClassSpec] | None = Field(None, description="the rows of the head; the sorted labels where absent")
     options: OptionsSpec = OptionsSpec()
-    base_model_name_or_path: str | None = Field(None, description="for adapters only")
+    base_model_name_or_path: str | None = Field(
+        None, description="for adapters only: what they call their base model; vLLM compares the exact string"
+    )
 
 
 class TaskRequest(TaskFields):
@@ -144,6 +146,35 @@ class HeadDocument(BaseModel):
     support_accuracy: float | None
     baseline_support_accuracy: float | None
     tensors: dict[str, list[Any]] = Field(description="`weight [N, D]` and `bias [N]`, or `layers.0.weight` ...")
+    timings_ms: dict[str, float]
+
+
+class EffectDocument(BaseModel):
+    """What an adapter does."""
+
+    delta_norm: float = Field(description="norm of all that LoRA adds, over that of the weights it is added to")
+    logit_change: float = Field(description="the largest that LoRA makes in a logit of the first examples")
+    support_agreement: float = Field(description="share of the examples that the adapter gives their own label")
+
+
+class AdapterDocument(BaseModel):
+    """A LoRA adapter as JSON."""
+
+    format: str
+    format_version: str
+    labels: list[str] = Field(description="of the rows of the classification head")
+    adapter_config: dict[str, Any] = Field(description="PEFT's `adapter_config.json`")
+    model: str
+    bundle_digest: str
+    body: str
+    seed: int
+    support_digest: str
+    method: Literal["generated", "baseline"]
+    support_accuracy: float | None
+    baseline_support_accuracy: float | None
+    checks: list[str] = Field(description="what was proven before the answer: files, keys, logits, and PEFT's version where it is installed")
+    effect: EffectDocument
+    tensors: dict[str, list[Any]] = Field(description="by PEFT's names: `base_model.model.MODULE.lora_A.weight` ...")
     timings_ms: dict[str, float]
 
 
@@ -217,7 +248,7 @@ class ModelDocument(BaseModel):
     default: bool
     state: Literal["loading", "ready", "failed"]
     reason: str | None = Field(None, description="why it is not ready, or why its last reload failed")
-    kind: Literal["head"] = "head"
+    kind: Literal["head", "lora"] | None = Field(None, description="what it makes, once it is loaded")
     recipe: str | None = None
     body: BodyDocument | None = None
     feature_size: int | None = None

@@ -72,7 +72,7 @@ def test_a_bare_folder_installs_torch_first_and_torchvision_alone_and_last(tmp_p
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     installs = [line for line in make("--dry-run", "test", folder=tmp_path).stdout.split("\n") if "pip install" in line]
-    assert [line.split()[-1] for line in installs] == ["torch==2.13.0", "'.[text]'", "'.[dev,text,onnx,traces]'", "torchvision==0.28.0"]
+    assert [line.split()[-1] for line in installs] == ["torch==2.13.0", "'.[text]'", "'.[dev,text,lora,onnx,traces]'", "torchvision==0.28.0"]
     assert all("-c constraints.txt" in line for line in installs)
     assert "--no-deps" in installs[-1]
     assert "torchvision" not in make("--dry-run", "serve", folder=tmp_path).stdout

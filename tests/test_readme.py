@@ -76,3 +76,16 @@ def test_the_notebook_runs_as_shown(toy_text: Bundle, toy_features: Bundle) -> N
     code = code.replace("head.none_of_these(features)", 'head.none_of_these(bundle.embed(["x"]))')
     exec(code, names)
     assert names["head"].labels == ["c0", "c1", "c2", "c3"]
+
+
+def test_an_adapter_is_made_and_loaded_by_peft_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft", reason="the extra `lora` is not installed")
+    from ltdi.adapters import BaseModel
+    from tests.ltdi.adapters.made import LABELS, TEXTS, make_adapter_bundle, write_base
+
+    write_base(tmp_path / "toy-lora" / "base")
+    make_adapter_bundle(BaseModel(str(tmp_path / "toy-lora" / "base"), 16), "base").save(tmp_path / "toy-lora")
+    monkeypatch.chdir(tmp_path)
+    names = {"texts": TEXTS, "labels": LABELS}
+    exec(block("PeftModel").replace('"the-base"', '"toy-lora/base"'), names)
+    assert names["model"].active_adapter == "default" and names["adapter"].base_model_name_or_path == "org/the-base"

@@ -64,7 +64,7 @@ async function busy(button, place, work) {
 
 // --- the models -------------------------------------------------------------------------------------------------
 
-const reads = (model, kind) => model.state === "ready" && model.input_kinds.includes(kind) && model.body.installed;
+const reads = (model, kind) => model.state === "ready" && model.kind === "head" && model.input_kinds.includes(kind) && model.body.installed;
 
 async function askModels() {
   clearTimeout(later);
