@@ -156,8 +156,8 @@ def train_pool(argv: list[str]) -> int:
     bundle = load_bundle(folder, device="cpu")
     if not isinstance(bundle.generator, ResidualGenerator):
         raise UnsupportedInput(f"bundle {bundle.name!r} is of recipe {bundle.config.recipe!r}; pools are taught to `default`")
-    train, validation = workspace.bank(bundle.body, "train"), workspace.bank(bundle.body, "val")
-    banks = [train, *workspace.virtual_banks(bundle.body)]
+    banks = [workspace.some_of_train(bundle.body), *workspace.virtual_banks(bundle.body)]
+    validation = workspace.bank(bundle.body, "val")
     for seed, generator in _other_seeds(workspace, bundle).items():
         reader = train_pool_reader(seeded(workspace.experiment, seed).meta_train, generator, banks, ROUNDS, args.steps)
         save_reader(reader, workspace.generator_folder(seed))
@@ -249,11 +249,13 @@ def _evaluate_pools(
 ) -> int:
     if not bundle.takes_pool:
         raise UnsupportedInput(f"bundle {bundle.name!r} takes no pool; run `ltdi train-pool` first", field="bundle")
-    rows = [
-        pool_row(generators, train, bank.validation, bank.test, Protocol(5, shots, episodes=episodes), kind)
-        for shots in (1, 5)
-        for kind in POOL_KINDS
-    ]
+    rows = []
+    for shots in (1, 5):
+        queries = min(15, (bank.test.shape[1] - shots) // 2)
+        size = min(100, 5 * (bank.test.shape[1] - shots - queries) // 2)  # half of what the classes of a task have left
+        for kind in POOL_KINDS:
+            protocol = Protocol(5, shots, queries=queries, episodes=episodes)
+            rows.append(pool_row(generators, train, bank.validation, bank.test, protocol, replace(kind, size=size)))
     result = {"config": args.config, "commit": commit(), "bundle_digest": bundle.digest, "part": args.part, "rows": rows}
     write_json(args.results / f"{args.config}-pool{'' if args.part == 'test' else '-val'}.json", result)
     print(pool_table(rows))

@@ -94,6 +94,14 @@ class Workspace:
         """Features with what views say of them, `[classes, drawings, 3, D]`, kept; `[classes, drawings, 1, D]` without."""
         return self.bank_of(body, self.experiment.load(self.data, part), part)
 
+    def some_of_train(self, body: nn.Module, most: int = 600) -> Tensor:
+        """The bank of training classes; where there are more than `most`, of as many, spread over all."""
+        images = self.experiment.load(self.data, "train")
+        if len(images) <= most:
+            return self.bank(body, "train")
+        step = -(-len(images) // most)
+        return self.bank_of(body, ClassImages(images.images[::step], images.names[::step]), "train-some")
+
     def bank_of(self, body: nn.Module, images: ClassImages, name: str) -> Tensor:
         """The bank of any images, kept under `name`."""
         maps = self.experiment.view_maps
