@@ -21,11 +21,11 @@ class DomainTraining:
         seed: of initialisation, tasks and noise.
     """
 
-    steps: int = 150
+    steps: int = 60
     tasks: int = 16
     queries: int = 10
-    lr: float = 1e-3
-    estimate_lr: float = 2e-2
+    lr: float = 3e-5
+    estimate_lr: float = 3e-2
     weight_decay: float = 0.05
     ema: float = 0.98
     seed: int = 0

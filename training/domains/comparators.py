@@ -9,20 +9,60 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ltdi import baselines
-from training.comparators import BaseStatistics, comparators, comparators_with_views, shrunk_metric
-from training.domains.episodes import Known, KnownEpisodes
+from training.comparators import BaseStatistics, Comparator, shrunk_metric
+from training.domains.episodes import KnownEpisodes, Problem, known_means, shown, task_centre
+from training.domains.logistic import fit_logistic
+from training.domains.modes import centred, common, fitted
 
-Logits = Callable[[KnownEpisodes, Known], Tensor]
-WEIGHTS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
-STRENGTHS = (0.01, 0.1, 1.0, 10.0)
-SHARES = (0.0, 0.5)
-ITERATIONS = 150
+FITTED_MODES = {"length": 0.12, "domains": 0.5}  # standard deviations
+
+
+class Rivals:
+    """A problem as closed forms see it, each of their heads and metrics made once."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.known = problem, problem.known
+        self.base = BaseStatistics(problem.known.means.mean((0, 1)), problem.known.within)
+        self._heads: dict[tuple, Tensor] = {}
+        self._metrics: dict[tuple, Tensor] = {}
+
+    def head(self, inverse: float, correct: bool) -> Tensor:
+        """The logistic regression of all classes on the training domains' images, `[classes, D + 1]`; each domain less its mean where `correct`."""
+        if (inverse, correct) not in self._heads:
+            images, means = self.known.images, self.known.means
+            images = images - means.mean(1)[:, None, None] if correct else images
+            features = images.transpose(0, 1).flatten(1, 2)
+            each = torch.ones(features.shape[1])
+            self._heads[inverse, correct] = fit_logistic(features.unsqueeze(0), each, inverse, torch.zeros(1), 300)[0]
+        return self._heads[inverse, correct]
+
+    def metric(self, across: bool, shrink: float) -> Tensor:
+        """LDA's, `[D, D]`, with what differs between domains or without."""
+        if (across, shrink) not in self._metrics:
+            covariance = self.known.across if across else self.known.within
+            self._metrics[across, shrink] = shrunk_metric(covariance, shrink)
+        return self._metrics[across, shrink]
+
+    @cached_property
+    def precision(self) -> Tensor:
+        """Of an example about its class's mean, `[D, D]`."""
+        return shrunk_metric(self.known.within, 0.7) / (2 * self.known.within.diagonal().mean())
+
+    @cached_property
+    def modes(self) -> Tensor:
+        """The length of the known means, and how each domain's differ from all domains': `[R, classes, D]`."""
+        own = common(self.known)
+        apart = centred(self.known.means) - own
+        return torch.cat([FITTED_MODES["length"] * own.unsqueeze(0), FITTED_MODES["domains"] * apart])
+
+
+Logits = Callable[[KnownEpisodes, Rivals], Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,48 +84,43 @@ class KnownForm:
         return f"{self.family} ({self.setting})" if self.setting else self.family
 
 
-def shown(episodes: KnownEpisodes, share: float) -> Tensor:
-    """The examples `[B, N, K, D]`, moved to the mean of their views by `share`."""
-    if not share or episodes.views is None:
-        return episodes.support
-    return torch.lerp(episodes.support, episodes.views[..., 0, :], share)
+def of_examples(comparator: Comparator) -> Logits:
+    """A usual closed form on the task's examples alone."""
+    return lambda episodes, rivals: comparator.logits(episodes, rivals.base)
 
 
-def task_centre(examples: Tensor) -> Tensor:
-    """The mean of the class means of `[B, N, K, D]`: `[B, 1, D]`."""
-    return examples.mean(2).mean(1, keepdim=True)
-
-
-def known_means(episodes: KnownEpisodes, known: Known) -> Tensor:
-    """Means over domains of the task's classes, each domain less its mean over those classes: `[B, N, D]`."""
-    own = known.means[:, episodes.classes]
-    return (own - own.mean(2, keepdim=True)).mean(0)
-
-
-def zero_shot(head: Tensor, share: float | None) -> Logits:
+def zero_shot(head: Callable[[Rivals], Tensor], share: float | None) -> Logits:
     """The rows of a head of all classes `[classes, D + 1]`; queries less the mean of the examples where `share` (of views) is given."""
 
-    def logits(episodes: KnownEpisodes, known: Known) -> Tensor:
+    def logits(episodes: KnownEpisodes, rivals: Rivals) -> Tensor:
         queries = episodes.queries
         if share is not None:
             queries = queries - task_centre(shown(episodes, share))
-        return baselines.logits(head[episodes.classes], queries)
+        return baselines.logits(head(rivals)[episodes.classes], queries)
 
     return logits
 
 
-def moved_means(weight: float, metric: Tensor | None, share: float, correct: bool = True) -> Logits:
-    """Class means moved towards the known ones by `weight`, nearest of them in a metric (`[D, D]`; LDA) or in L2.
+def moved_means(weight: float, metric: tuple[bool, float] | None, share: float, correct: bool = True, fit: bool = False) -> Logits:
+    """Class means moved towards the known ones by `weight`, nearest of them in a metric (LDA, as `Rivals.metric`) or in L2.
 
-    Without `correct` nothing is centred.
+    Without `correct` nothing is centred. With `fit` the known means are first scaled, and their domains weighed, as the
+    examples say (`training.domains.modes.fitted`).
     """
 
-    def logits(episodes: KnownEpisodes, known: Known) -> Tensor:
-        examples = shown(episodes, share)
+    def logits(episodes: KnownEpisodes, rivals: Rivals) -> Tensor:
+        known, examples = rivals.known, shown(episodes, share)
         centre = task_centre(examples) if correct else 0.0
-        towards = known_means(episodes, known) if correct else known.means[:, episodes.classes].mean(0)
-        means = torch.lerp(examples.mean(2) - centre, towards, weight)
-        head = baselines.nearest_mean(means) if metric is None else baselines.nearest_mean_in_metric(means, metric)
+        here = examples.mean(2) - centre
+        there = known_means(episodes, known) if correct else known.means[:, episodes.classes].mean(0)
+        if fit:
+            modes = rivals.modes[:, episodes.classes].transpose(0, 1)
+            there = fitted(there, here, modes, rivals.precision, examples.shape[2])
+        means = torch.lerp(here, there, weight)
+        if metric is None:
+            head = baselines.nearest_mean(means)
+        else:
+            head = baselines.nearest_mean_in_metric(means, rivals.metric(*metric))
         return baselines.logits(head, episodes.queries - centre)
 
     return logits
@@ -94,29 +129,26 @@ def moved_means(weight: float, metric: Tensor | None, share: float, correct: boo
 def together(count: int, weight: float, inverse: float, share: float) -> Logits:
     """One logistic regression on the examples, each counted `weight` times, and `count` images of each class in each domain."""
 
-    def logits(episodes: KnownEpisodes, known: Known) -> Tensor:
-        examples = shown(episodes, share)
-        centre = task_centre(examples)
-        ways, shots = examples.shape[1:3]
+    def logits(episodes: KnownEpisodes, rivals: Rivals) -> Tensor:
+        known, examples = rivals.known, shown(episodes, share)
+        centre, shots = task_centre(examples), examples.shape[2]
         images = known.images[:, :, :count]
         there = images[:, episodes.classes] - known.means[:, episodes.classes].mean(2)[:, :, None, None]
         there = there.permute(1, 2, 0, 3, 4).flatten(2, 3)
         features = torch.cat([examples - centre.unsqueeze(2), there], dim=2)
         each = torch.cat([torch.full((shots,), weight), torch.ones(there.shape[2])])
-        head = fit_logistic(features, each, inverse, torch.zeros(1))
-        return baselines.logits(head, episodes.queries - centre)
+        return baselines.logits(fit_logistic(features, each, inverse, torch.zeros(1)), episodes.queries - centre)
 
     return logits
 
 
-def pulled(head: Tensor, scale: float, inverse: float, share: float, iterations: int = ITERATIONS) -> Logits:
-    """Logistic regression on the examples, penalised for its distance from a head of all classes `[classes, D + 1]` times `scale`."""
+def pulled(head: Callable[[Rivals], Tensor], inverse: float, share: float) -> Logits:
+    """Logistic regression on the examples, penalised for its distance from a head of all classes `[classes, D + 1]`."""
 
-    def logits(episodes: KnownEpisodes, known: Known) -> Tensor:
+    def logits(episodes: KnownEpisodes, rivals: Rivals) -> Tensor:
         examples = shown(episodes, share)
-        centre = task_centre(examples)
-        each = torch.ones(examples.shape[2])
-        found = fit_logistic(examples - centre.unsqueeze(2), each, inverse, scale * head[episodes.classes], iterations)
+        centre, each = task_centre(examples), torch.ones(examples.shape[2])
+        found = fit_logistic(examples - centre.unsqueeze(2), each, inverse, head(rivals)[episodes.classes])
         return baselines.logits(found, episodes.queries - centre)
 
     return logits
@@ -129,45 +161,4 @@ def summed(one: Logits, other: Logits, weight: float) -> Logits:
         scores = scores - scores.mean(-1, keepdim=True)
         return scores / scores.std((-2, -1), keepdim=True).clamp_min(1e-6)
 
-    return lambda episodes, known: weight * level(one(episodes, known)) + level(other(episodes, known))
-
-
-def fit_logistic(features: Tensor, each: Tensor, inverse: float, start: Tensor, iterations: int = ITERATIONS) -> Tensor:
-    """Multinomial logistic regression whose penalty is the distance from `start`, by accelerated gradient with restarts.
-
-    Args:
-        features: `[B, N, M, D]`, by class.
-        each: `[M]`, how much an item of a class counts.
-        inverse: C, the inverse of the penalty; the bias is free.
-        start: `[B, N, D + 1]`, or anything that spreads to it.
-
-    Returns:
-        `[B, N, D + 1]`.
-    """
-    batch, ways, items, size = features.shape
-    x = F.pad(features.flatten(1, 2), (0, 1), value=1.0)
-    target = torch.eye(ways).repeat_interleave(items, dim=0)
-    weight = each.repeat(ways)[:, None]
-    penalty = torch.full((size + 1,), 1 / inverse)
-    penalty[-1] = 0
-    start = start.expand(batch, ways, size + 1)
-    weighted = x * weight.sqrt()
-    small = weighted.transpose(1, 2) @ weighted if x.shape[1] > size else weighted @ weighted.transpose(1, 2)
-    rate = (1 / (torch.linalg.matrix_norm(small, ord=2) / 2 + 1 / inverse)).reshape(-1, 1, 1)
-    head, ahead, momentum = start, start, torch.ones_like(rate)
-    for _ in range(iterations):
-        error = (torch.softmax(x @ ahead.transpose(1, 2), dim=-1) - target) * weight
-        moved = ahead - rate * (error.transpose(1, 2) @ x + penalty * (ahead - start))
-        uphill = ((ahead - moved) * (moved - head)).sum((-2, -1), keepdim=True) > 0
-        momentum = torch.where(uphill, 1.0, momentum)
-        following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-        ahead = moved + (momentum - 1) / following * (moved - head)
-        head, momentum = moved, following
-    return head
-
-
-def known_heads(known: Known, inverse: float, correct: bool, iterations: int = 1000) -> Tensor:
-    """The logistic regression of all classes on the training domains' images, `[classes, D + 1]`; each domain less its mean where `correct`."""
-    images = known.images - known.means.mean(1)[:, None, None] if correct else known.images
-    features = images.transpose(0, 1).flatten(1, 2)
-    return fit_logistic(features.unsqueeze(0), torch.ones(features.shape[1]), inverse, torch.zeros(1), iterations)[0]
+    return lambda episodes, rivals: weight * level(one(episodes, rivals)) + level(other(episodes, rivals))

@@ -132,3 +132,21 @@ def random_known(bank: DomainBank, protocol: Protocol, batch: int, generator: to
     drawn = bank.features[classes.unsqueeze(2), images]
     examples, asked = drawn[:, :, : protocol.shots], drawn[:, :, protocol.shots :, 0]
     return KnownEpisodes(examples[..., 0, :], asked, examples[..., 1:, :] if drawn.shape[3] > 1 else None, classes)
+
+
+def shown(episodes: KnownEpisodes, share: float) -> Tensor:
+    """The examples `[B, N, K, D]`, moved to the mean of their views by `share`."""
+    if not share or episodes.views is None:
+        return episodes.support
+    return torch.lerp(episodes.support, episodes.views[..., 0, :], share)
+
+
+def task_centre(examples: Tensor) -> Tensor:
+    """The mean of the class means of `[B, N, K, D]`: `[B, 1, D]`."""
+    return examples.mean(2).mean(1, keepdim=True)
+
+
+def known_means(episodes: KnownEpisodes, known: Known) -> Tensor:
+    """Means over domains of the task's classes, each domain less its mean over those classes: `[B, N, D]`."""
+    own = known.means[:, episodes.classes]
+    return (own - own.mean(2, keepdim=True)).mean(0)

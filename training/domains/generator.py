@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,87 +11,108 @@ from torch import Tensor, nn
 
 from ltdi import baselines
 from ltdi.codec import Standardiser
-from ltdi.denoisers.class_tokens import ClassTokens, ClassTokensConfig
+from ltdi.denoisers.class_tokens import ClassTokens
 from ltdi.generator import ResidualGenerator, TaskBatch
-from ltdi.schedule import ScheduleConfig
 from training.comparators import shrunk_metric
-from training.domains.comparators import known_means, shown, task_centre
-from training.domains.episodes import Known, KnownEpisodes
+from training.configs.domains import DomainExperiment
+from training.domains.episodes import Known, KnownEpisodes, Problem, known_means, shown, task_centre
+from training.domains.modes import common, fitted
 
-EXTRAS = 6  # of a token: two shares of counts, lengths of both means, their inner product, and the views' presence
+FACTS = 6  # of a class in a token
+PRECISION_SHRINK = 0.7
+START = {"virtual": 0.05, "moves": 0.37, "length": 0.12}  # standard deviations of modes, before training
+START_MOVED = (0.95, 0.85)
+SHARPNESS = 3.3  # of logits in the metric, about where the baseline's cross entropy is least
 
 
 @dataclass(frozen=True)
-class BaseSettings:
-    """The closed form that the generator begins with.
+class Elsewhere:
+    """What other domains say of a task's classes, prepared once for a body.
 
     Args:
-        one, five: how far class means of one and of five examples are moved towards the known ones; between, by the logarithm.
-        shrink: of the covariance within classes, domains' own part of it included.
-        share: of the views.
+        known: of the body's domains.
+        metric, precision: `[D, D]`, of the heads' LDA, and of an example about its class's mean.
+        modes: by kind `[R, classes, D]`: `virtual` domains, `moves` that unseen domains made in training, `length` of the means.
     """
 
-    one: float = 0.75
-    five: float = 0.45
-    shrink: float = 0.6
-    share: float = 0.5
+    known: Known
+    metric: Tensor
+    precision: Tensor
+    modes: dict[str, Tensor]
 
-    def weight(self, shots: int) -> float:
-        """At `shots` examples a class."""
-        along = min(float(torch.tensor(float(shots)).log() / torch.tensor(5.0).log()), 1.0)
-        return self.one + (self.five - self.one) * along
+    @classmethod
+    def of(cls, problem: Problem, moves: Sequence[Tensor], shrink: float) -> Elsewhere:
+        """For the tasks of a problem, with the moves of other problems."""
+        known = problem.known
+        modes = {"virtual": problem.virtual, "moves": torch.stack(list(moves)), "length": common(known).unsqueeze(0)}
+        precision = shrunk_metric(known.within, PRECISION_SHRINK) / (2 * known.within.diagonal().mean())
+        return cls(known, shrunk_metric(known.across, shrink), precision, modes)
 
 
 class KnownClassGenerator(ResidualGenerator):
-    """A residual to LDA on means between examples and known ones; its chain, head and noise are those of the `default` recipe.
+    """A residual to LDA on means between examples and known ones.
+
+    Chain, noise and decoding are those of the `default` recipe. The hint is the same LDA on estimated means: known means moved
+    along what domains were seen to do to the whole configuration of classes, as far as the examples of all classes
+    together say, then towards the class's own examples. How far each kind of mode may go is learned.
 
     Args:
-        size: D.
-        scale: `[D]`, standard deviation of features about the task's mean.
         codec: statistics of residuals, `[D + 1]`.
     """
 
-    def __init__(
-        self, size: int, schedule: ScheduleConfig, denoiser: ClassTokensConfig, base: BaseSettings, codec: Standardiser,
-        scale: Tensor,
-    ) -> None:
-        super().__init__(size, schedule, denoiser, codec, torch.zeros(size), scale)
-        self.base = base
-        self.denoiser = ClassTokens(denoiser, self.schedule, 4 * size + EXTRAS, size + 1)
+    def __init__(self, experiment: DomainExperiment, codec: Standardiser) -> None:
+        size = len(codec.scale) - 1
+        super().__init__(size, experiment.schedule, experiment.denoiser, codec, torch.zeros(size), torch.ones(size))
+        self.experiment = experiment
+        self.denoiser = ClassTokens(experiment.denoiser, self.schedule, FACTS, size + 1)
         self.from_features = None
-        self.estimate = nn.Linear(3 * size, size)
-        nn.init.zeros_(self.estimate.weight)
-        nn.init.zeros_(self.estimate.bias)
+        self.log_deviation = nn.ParameterDict({k: nn.Parameter(torch.tensor(v).log()) for k, v in START.items()})
+        self.moved = nn.Parameter(torch.tensor(START_MOVED).logit())
+        self.log_sharpness = nn.Parameter(torch.full((2,), math.log(SHARPNESS)))
 
-    def describe_known(self, episodes: KnownEpisodes, metric: Tensor, known: Known) -> tuple[TaskBatch, Tensor]:
+    def describe_known(self, episodes: KnownEpisodes, elsewhere: Elsewhere) -> tuple[TaskBatch, Tensor]:
         """Tasks as the chain sees them, and the means `[B, 1, D]` that queries are taken less of."""
-        examples = shown(episodes, self.base.share)
-        centre = task_centre(examples)
-        here, there = examples.mean(2) - centre, known_means(episodes, known)
-        views = torch.zeros_like(here) if episodes.views is None else episodes.views.mean(2)[..., 0, :] - examples.mean(2)
-        spread = torch.zeros_like(here) if episodes.views is None else episodes.views.mean(2)[..., 1, :]
-        shots = examples.shape[2]
-        means = torch.lerp(here, there, self.base.weight(shots))
-        way = self.estimate(torch.cat([here, views, there], dim=-1))
-        way = way - way.mean(1, keepdim=True)
-        base = baselines.nearest_mean_in_metric(means, metric)
-        hint = baselines.nearest_mean_in_metric(means + way, metric) - base
+        examples = shown(episodes, self.experiment.view_share)
+        centre, shots = task_centre(examples), examples.shape[2]
+        here, there = examples.mean(2) - centre, known_means(episodes, elsewhere.known)
+        start, end = self.experiment.moved
+        base_means = torch.lerp(here, there, start + (end - start) * along(shots))
+        first, last = self.moved.sigmoid().unbind()
+        estimate = fitted(there, here, self._modes(episodes, elsewhere), elsewhere.precision, shots)
+        means = torch.lerp(here, estimate, first + (last - first) * along(shots))
+        base = baselines.nearest_mean_in_metric(base_means, elsewhere.metric)
+        hint = baselines.nearest_mean_in_metric(means, elsewhere.metric) - base
         counts = torch.full(here.shape[:2], shots)
-        lengths = [part.square().sum(-1, keepdim=True).sqrt() / 4 for part in (here, there)]
-        angle = (here * there).sum(-1, keepdim=True) / 16
-        ones = torch.ones_like(angle)
-        token = torch.cat(
-            [here / self.scale, there / self.scale, views / self.scale, spread / self.scale, *lengths, angle,
-             ones / shots, ones * counts[..., None].log() / 3, ones * (episodes.views is not None)], dim=-1,
-        )
+        token = _facts(here, there, means, elsewhere.metric, shots)
         return TaskBatch(token, base, counts, self.codec.encode(hint)), centre
 
-    def heads(self, episodes: KnownEpisodes, metric: Tensor, known: Known, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Generated and base heads `[B, N, D + 1]`, and the centre, from noise `[B, N, D + 1]`."""
-        tasks, centre = self.describe_known(episodes, metric, known)
-        return self.decode(self.chain(tasks, noise), tasks.base, tasks.counts), tasks.base, centre
+    def _modes(self, episodes: KnownEpisodes, elsewhere: Elsewhere) -> Tensor:
+        """`[B, R, N, D]`, of the task's classes, at their learned standard deviations."""
+        scaled = [self.log_deviation[kind].exp() * own for kind, own in elsewhere.modes.items()]
+        return torch.cat(scaled)[:, episodes.classes].transpose(0, 1)
+
+    def sharpness(self, shots: int) -> Tensor:
+        """The factor of logits in the loss."""
+        first, last = self.log_sharpness.unbind()
+        return (first + (last - first) * along(shots)).exp()
 
 
-def metric_of(known: Known, base: BaseSettings) -> Tensor:
-    """The metric of the base, `[D, D]`."""
-    return shrunk_metric(known.across, base.shrink)
+def along(shots: int) -> float:
+    """0 at one example a class, 1 from five on; between, by the logarithm."""
+    return min(math.log(shots) / math.log(5), 1.0)
+
+
+def generate_known(
+    generator: KnownClassGenerator, episodes: KnownEpisodes, elsewhere: Elsewhere, noise: Tensor
+) -> tuple[Tensor, TaskBatch, Tensor]:
+    """Heads `[B, N, D + 1]` from noise of that shape, for queries less the centre `[B, 1, D]`; the tasks they were made of."""
+    tasks, centre = generator.describe_known(episodes, elsewhere)
+    return generator.decode(generator.chain(tasks, noise), tasks.base, tasks.counts), tasks, centre
+
+
+def _facts(here: Tensor, there: Tensor, means: Tensor, metric: Tensor, shots: int) -> Tensor:
+    """A token per class, `[B, N, FACTS]`: lengths and angles in the metric, and how many examples there are."""
+    told, found = there @ metric, means @ metric
+    products = [(here * told).sum(-1), (there * told).sum(-1), (means * found).sum(-1), (here * found).sum(-1)]
+    numbers = [torch.asinh(one) for one in products]
+    return torch.stack([*numbers, torch.full_like(numbers[0], 1 / shots), torch.full_like(numbers[0], along(shots))], dim=-1)

@@ -46,7 +46,8 @@ class DomainWorkspace:
 
     def train_bodies(self) -> None:
         """All bodies that are not trained yet: without each domain, and on each pair."""
-        start = _averaged(self.root / self.experiment.body.start / BODY, self.experiment.body.start)
+        first = self.experiment.body.start
+        start = _averaged(self.root / first / BODY, first) if first else None
         for own in bodies_needed(self.images.domains):
             images = self.images.for_training(own, self.experiment.training_images)
             train_classifier(self.experiment.body, images, self.body_folder(own), start)
