@@ -17,7 +17,7 @@ from ltdi.codec import Standardiser
 from training.classify import ClassifyConfig
 from training.configs.domains import DOMAIN_EXPERIMENTS, PACS, DomainTraining
 from training.domains import choices
-from training.domains.choices import first_forms
+from training.domains.choices import example_forms, first_forms
 from training.domains.comparators import Rivals
 from training.domains.episodes import DomainBank, Known, Problem, Split, draw_known
 from training.domains.generator import Elsewhere, KnownClassGenerator, generate_known
@@ -170,6 +170,7 @@ def test_a_small_config_goes_the_whole_way(folder: Path, tmp_path: Path, monkeyp
     monkeypatch.setitem(DOMAIN_EXPERIMENTS, "small", SMALL)
     monkeypatch.setattr(choices, "METRICS", choices.METRICS[:2])
     monkeypatch.setattr(choices, "MOVED", choices.MOVED[:2])
+    monkeypatch.setattr(choices, "example_forms", lambda size: example_forms(size)[:3])
     common = ["--config", "small", "--data", str(folder), "--runs", str(tmp_path / "runs"), "--threads", "1"]
     assert main(["evaluate", *common]) == 2 and "ltdi prepare --config small" in capsys.readouterr().err
     assert main(["prepare", *common]) == 0
