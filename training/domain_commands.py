@@ -72,7 +72,7 @@ def fit_strengths(workspace: DomainWorkspace, split: Split) -> dict[str, dict]:
     for lesson in split.lessons:
         inner = split.without(lesson.name)
         generator = train_generator(experiment, inner, SEEDS[0])
-        elsewhere = Elsewhere.of(lesson, inner.moves, experiment.shrink)
+        elsewhere = Elsewhere.of(lesson, experiment.shrink)
         for shots in SHOTS:
             protocol = Protocol(WAYS, shots, episodes=experiment.validation_episodes, seed=1)
             found[shots].append(strength_accuracies(generator, lesson, elsewhere, protocol))

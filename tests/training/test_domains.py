@@ -23,8 +23,8 @@ from training.domains.episodes import DomainBank, Known, Problem, Split, draw_kn
 from training.domains.generator import Elsewhere, KnownClassGenerator, generate_known
 from training.domains.images import bodies_needed, load_domains, spread_over
 from training.domains.logistic import fit_logistic
-from training.domains.meta_train import lessons_of, train_generator
-from training.domains.modes import configuration, fitted
+from training.domains.meta_train import train_generator
+from training.domains.modes import fitted
 from training.domains.table import form_accuracies
 from training.episodes import Protocol
 from training.strange import VIRTUAL_DOMAINS, edges, estrange
@@ -67,8 +67,7 @@ def made_problem(name: str, seed: int, spread: float = 2.0) -> Problem:
 
 
 def made_split() -> Split:
-    lessons = [made_problem(name, seed) for seed, name in enumerate("abc")]
-    return Split("d", lessons, tuple(configuration(one) for one in lessons))
+    return Split("d", [made_problem(name, seed) for seed, name in enumerate("abc")])
 
 
 def test_every_image_is_kept_and_bodies_see_each_domain_as_often(folder: Path) -> None:
@@ -86,13 +85,9 @@ def test_no_body_of_an_inner_problem_has_seen_its_domain() -> None:
     assert len(needed) == 10 and all(len(own) == 3 for own in needed[:4]) and ("art", "sketch") in needed[4:]
 
 
-def test_a_lesson_is_not_told_its_own_move() -> None:
-    split = made_split()
-    for place, known in enumerate(lessons_of(split, 0.2)):
-        assert known.modes["moves"].shape[0] == 2
-        assert not any(torch.equal(own, split.moves[place]) for own in known.modes["moves"])
-    inner = split.without("b")
-    assert [one.name for one in inner.lessons] == ["a", "c"] and torch.equal(inner.moves[1], split.moves[2])
+def test_an_inner_problem_is_measured_by_what_learns_from_the_others() -> None:
+    inner = made_split().without("b")
+    assert inner.left == "b" and [one.name for one in inner.lessons] == ["a", "c"]
 
 
 def test_tasks_hold_no_padding_and_no_example_among_the_queries() -> None:
@@ -141,7 +136,7 @@ def test_every_closed_form_is_far_above_chance_where_classes_lie_apart() -> None
 def test_an_untrained_generator_gives_its_estimate_and_a_trained_one_is_made_again_by_its_seed() -> None:
     split, problem = made_split(), made_problem("d", 9)
     experiment = replace(SMALL, body=replace(SMALL.body, widths=(8, 8, 8, SIZE)))
-    elsewhere = Elsewhere.of(problem, split.moves, 0.2)
+    elsewhere = Elsewhere.of(problem, 0.2)
     fresh = KnownClassGenerator(experiment, Standardiser(torch.zeros(SIZE + 1), torch.ones(SIZE + 1))).eval()
     episodes = next(draw_known(problem.bank, Protocol(5, 1, 5, episodes=8)))
     with torch.inference_mode():

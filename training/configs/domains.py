@@ -21,7 +21,7 @@ class DomainTraining:
         seed: of initialisation, tasks and noise.
     """
 
-    steps: int = 60
+    steps: int = 40
     tasks: int = 16
     queries: int = 10
     lr: float = 3e-5
@@ -61,7 +61,7 @@ class DomainExperiment:
     denoiser: ClassTokensConfig = ClassTokensConfig(width=16, heads=2, encoder_layers=1)
     schedule: ScheduleConfig = ScheduleConfig()
     episodes: int = 2000
-    validation_episodes: int = 200
+    validation_episodes: int = 100
     terms: str = "PACS (Li et al., 2017), no licence stated; the bodies begin with one trained on mini-ImageNet: research only"
 
 

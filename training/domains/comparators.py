@@ -137,7 +137,7 @@ def together(count: int, weight: float, inverse: float, share: float) -> Logits:
         there = there.permute(1, 2, 0, 3, 4).flatten(2, 3)
         features = torch.cat([examples - centre.unsqueeze(2), there], dim=2)
         each = torch.cat([torch.full((shots,), weight), torch.ones(there.shape[2])])
-        return baselines.logits(fit_logistic(features, each, inverse, torch.zeros(1), 100), episodes.queries - centre)
+        return baselines.logits(fit_logistic(features, each, inverse, torch.zeros(1), 40), episodes.queries - centre)
 
     return logits
 
@@ -148,7 +148,7 @@ def pulled(head: Callable[[Rivals], Tensor], inverse: float, share: float) -> Lo
     def logits(episodes: KnownEpisodes, rivals: Rivals) -> Tensor:
         examples = shown(episodes, share)
         centre, each = task_centre(examples), torch.ones(examples.shape[2])
-        found = fit_logistic(examples - centre.unsqueeze(2), each, inverse, head(rivals)[episodes.classes], 100)
+        found = fit_logistic(examples - centre.unsqueeze(2), each, inverse, head(rivals)[episodes.classes], 50)
         return baselines.logits(found, episodes.queries - centre)
 
     return logits

@@ -95,22 +95,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Split:
-    """What may be learned for a left-out domain.
-
-    Args:
-        left: its name.
-        lessons: the inner problems of the other domains.
-        moves: of each, `[classes, D]`, where its classes lie less where they were expected.
-    """
+    """What may be learned for a left-out domain: `lessons`, the inner problems of the others."""
 
     left: str
     lessons: list[Problem]
-    moves: tuple[Tensor, ...]
 
     def without(self, name: str) -> Split:
         """The same for an inner problem: without its own lesson."""
-        kept = [place for place, one in enumerate(self.lessons) if one.name != name]
-        return Split(name, [self.lessons[place] for place in kept], tuple(self.moves[place] for place in kept))
+        return Split(name, [one for one in self.lessons if one.name != name])
 
 
 def draw_known(bank: DomainBank, protocol: Protocol, batch: int = 100) -> Iterator[KnownEpisodes]:

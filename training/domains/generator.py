@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +19,7 @@ from training.domains.modes import common, fitted
 
 FACTS = 6  # of a class in a token
 PRECISION_SHRINK = 0.7
-START = {"virtual": 0.05, "moves": 0.37, "length": 0.12}  # standard deviations of modes, before training
+START = {"virtual": 0.05, "length": 0.12}  # standard deviations of modes, before training
 START_MOVED = (0.95, 0.85)
 SHARPNESS = 3.3  # of logits in the metric, about where the baseline's cross entropy is least
 
@@ -32,7 +31,7 @@ class Elsewhere:
     Args:
         known: of the body's domains.
         metric, precision: `[D, D]`, of the heads' LDA, and of an example about its class's mean.
-        modes: by kind `[R, classes, D]`: `virtual` domains, `moves` that unseen domains made in training, `length` of the means.
+        modes: by kind `[R, classes, D]`: moves in `virtual` domains, and the `length` of the means.
     """
 
     known: Known
@@ -41,10 +40,10 @@ class Elsewhere:
     modes: dict[str, Tensor]
 
     @classmethod
-    def of(cls, problem: Problem, moves: Sequence[Tensor], shrink: float) -> Elsewhere:
-        """For the tasks of a problem, with the moves of other problems."""
+    def of(cls, problem: Problem, shrink: float) -> Elsewhere:
+        """For the tasks of a problem."""
         known = problem.known
-        modes = {"virtual": problem.virtual, "moves": torch.stack(list(moves)), "length": common(known).unsqueeze(0)}
+        modes = {"virtual": problem.virtual, "length": common(known).unsqueeze(0)}
         precision = shrunk_metric(known.within, PRECISION_SHRINK) / (2 * known.within.diagonal().mean())
         return cls(known, shrunk_metric(known.across, shrink), precision, modes)
 
@@ -53,8 +52,7 @@ class KnownClassGenerator(ResidualGenerator):
     """A residual to LDA on means between examples and known ones.
 
     Chain, noise and decoding are those of the `default` recipe. The hint is the same LDA on estimated means: known means moved
-    along what domains were seen to do to the whole configuration of classes, as far as the examples of all classes
-    together say, then towards the class's own examples. How far each kind of mode may go is learned.
+    along what virtual domains do to the whole configuration of classes, as far as the examples of all classes together say, then towards the class's own examples. How far each kind of mode may go is learned.
 
     Args:
         codec: statistics of residuals, `[D + 1]`.

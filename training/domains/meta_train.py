@@ -25,11 +25,8 @@ WAYS = 5
 
 
 def lessons_of(split: Split, shrink: float) -> list[Elsewhere]:
-    """What each lesson's tasks may know: everything but their own domain's move."""
-    return [
-        Elsewhere.of(one, [move for other, move in zip(split.lessons, split.moves, strict=True) if other is not one], shrink)
-        for one in split.lessons
-    ]
+    """What each lesson's tasks may know."""
+    return [Elsewhere.of(one, shrink) for one in split.lessons]
 
 
 def initial_generator(experiment: DomainExperiment, split: Split, elsewhere: list[Elsewhere]) -> KnownClassGenerator:

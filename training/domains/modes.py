@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training.domains.episodes import DomainBank, Known, Problem
+from training.domains.episodes import DomainBank, Known
 
 
 def centred(means: Tensor) -> Tensor:
@@ -16,11 +16,6 @@ def centred(means: Tensor) -> Tensor:
 def means_of(bank: DomainBank) -> Tensor:
     """Class means of a domain, `[classes, D]`."""
     return bank.features[:, :, 0].sum(1) / bank.counts.unsqueeze(1)
-
-
-def configuration(problem: Problem) -> Tensor:
-    """Where the classes of an unseen domain lie, less where the body's own domains have them: `[classes, D]`."""
-    return centred(means_of(problem.bank)) - common(problem.known)
 
 
 def common(known: Known) -> Tensor:

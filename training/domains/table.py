@@ -96,7 +96,7 @@ def evaluate_column(
     """One domain at one number of examples: a row ready for JSON, and the paired differences by seed, `[episodes]`."""
     chosen, validation = choose_forms(split, shots, experiment.validation_episodes)
     protocol = Protocol(WAYS, shots, episodes=experiment.episodes)
-    rivals, elsewhere = Rivals(problem), Elsewhere.of(problem, split.moves, experiment.shrink)
+    rivals, elsewhere = Rivals(problem), Elsewhere.of(problem, experiment.shrink)
     measured = form_accuracies(chosen, rivals, draw_known(problem.bank, protocol))
     closed, differences = measured[chosen[0].name], {}
     for seed, generator in generators.items():

@@ -18,7 +18,7 @@ from training.configs.domains import DomainExperiment
 from training.data.dataset import ClassImages
 from training.domains.episodes import DomainBank, Known, Problem, Split
 from training.domains.images import DomainImages, bodies_needed, load_domains, spread_over
-from training.domains.modes import configuration, virtual_modes
+from training.domains.modes import virtual_modes
 from training.episodes import embed_bank
 from training.strange import VIRTUAL_DOMAINS
 
@@ -113,8 +113,7 @@ class DomainWorkspace:
     def split(self, left: str) -> Split:
         """A domain left out, and the inner problems of the others: each unseen by the body of the other two."""
         own = tuple(one for one in self.images.domains if one != left)
-        lessons = [self.problem(tuple(o for o in own if o != one), one) for one in own]
-        return Split(left, lessons, tuple(configuration(one) for one in lessons))
+        return Split(left, [self.problem(tuple(o for o in own if o != one), one) for one in own])
 
     def outer(self, left: str) -> Problem:
         """The tasks of the left-out domain itself."""
