@@ -13,6 +13,7 @@ from ltdi.codec import Standardiser
 from ltdi.errors import DataMissing, InvalidConfig
 from ltdi.files import read_safetensors, write_bytes, write_json, write_safetensors
 from training.configs.domains import DOMAIN_EXPERIMENTS
+from training.domains.comparators import Rivals
 from training.domains.episodes import Split
 from training.domains.generator import Elsewhere, KnownClassGenerator
 from training.domains.meta_train import WAYS, train_generator
@@ -96,10 +97,10 @@ def evaluate_domains(argv: list[str]) -> int:
     workspace = _workspace(args)
     rows, differences = [], {shots: [] for shots in SHOTS}
     for left in workspace.images.domains:
-        split, problem = workspace.split(left), workspace.outer(left)
+        lessons, rivals = [Rivals(one) for one in workspace.split(left).lessons], Rivals(workspace.outer(left))
         generators = _generators(workspace, left)
         for shots in SHOTS:
-            row, own = evaluate_column(problem, split, generators, shots, workspace.experiment)
+            row, own = evaluate_column(rivals, lessons, generators, shots, workspace.experiment)
             rows.append(row)
             differences[shots].append(own)
             print(f"{left}, {shots}: {row['difference_by_seed']}", flush=True)

@@ -105,9 +105,9 @@ def test_known_means_go_along_a_mode_as_far_as_the_examples_say() -> None:
     there, modes = torch.randn(2, 5, SIZE, generator=chance), torch.randn(2, 3, 5, SIZE, generator=chance)
     there, modes = there - there.mean(1, keepdim=True), modes - modes.mean(2, keepdim=True)
     here = there + 0.8 * modes[:, 1] - 0.4 * modes[:, 2]
-    sure = fitted(there, here, modes, 1e4 * torch.eye(SIZE), 1)
+    sure = fitted(there, here, modes, 1e4 * modes, 1)
     assert torch.allclose(sure, here, atol=1e-2)
-    assert torch.allclose(fitted(there, here, modes, 1e-6 * torch.eye(SIZE), 1), there, atol=1e-3)
+    assert torch.allclose(fitted(there, here, modes, 1e-6 * modes, 1), there, atol=1e-3)
 
 
 def test_logistic_regression_starts_from_a_head_and_stays_near_it_under_a_strong_penalty() -> None:

@@ -50,16 +50,16 @@ class Rivals:
         return self._metrics[across, shrink]
 
     @cached_property
-    def precision(self) -> Tensor:
-        """Of an example about its class's mean, `[D, D]`."""
-        return shrunk_metric(self.known.within, 0.7) / (2 * self.known.within.diagonal().mean())
-
-    @cached_property
     def modes(self) -> Tensor:
         """The length of the known means, and how each domain's differ from all domains': `[R, classes, D]`."""
         own = common(self.known)
         apart = centred(self.known.means) - own
         return torch.cat([FITTED_MODES["length"] * own.unsqueeze(0), FITTED_MODES["domains"] * apart])
+
+    @cached_property
+    def weighed(self) -> Tensor:
+        """The same times the precision of an example about its class's mean."""
+        return self.modes @ shrunk_metric(self.known.within, 0.7) / (2 * self.known.within.diagonal().mean())
 
 
 Logits = Callable[[KnownEpisodes, Rivals], Tensor]
@@ -114,8 +114,8 @@ def moved_means(weight: float, metric: tuple[bool, float] | None, share: float, 
         here = examples.mean(2) - centre
         there = known_means(episodes, known) if correct else known.means[:, episodes.classes].mean(0)
         if fit:
-            modes = rivals.modes[:, episodes.classes].transpose(0, 1)
-            there = fitted(there, here, modes, rivals.precision, examples.shape[2])
+            modes, weighed = (own[:, episodes.classes].transpose(0, 1) for own in (rivals.modes, rivals.weighed))
+            there = fitted(there, here, modes, weighed, examples.shape[2])
         means = torch.lerp(here, there, weight)
         if metric is None:
             head = baselines.nearest_mean(means)

@@ -30,14 +30,15 @@ class Elsewhere:
 
     Args:
         known: of the body's domains.
-        metric, precision: `[D, D]`, of the heads' LDA, and of an example about its class's mean.
+        metric: `[D, D]`, of the heads' LDA.
         modes: by kind `[R, classes, D]`: moves in `virtual` domains, and the `length` of the means.
+        weighed: the same times the precision of an example about its class's mean.
     """
 
     known: Known
     metric: Tensor
-    precision: Tensor
     modes: dict[str, Tensor]
+    weighed: dict[str, Tensor]
 
     @classmethod
     def of(cls, problem: Problem, shrink: float) -> Elsewhere:
@@ -45,7 +46,8 @@ class Elsewhere:
         known = problem.known
         modes = {"virtual": problem.virtual, "length": common(known).unsqueeze(0)}
         precision = shrunk_metric(known.within, PRECISION_SHRINK) / (2 * known.within.diagonal().mean())
-        return cls(known, shrunk_metric(known.across, shrink), precision, modes)
+        weighed = {kind: own @ precision for kind, own in modes.items()}
+        return cls(known, shrunk_metric(known.across, shrink), modes, weighed)
 
 
 class KnownClassGenerator(ResidualGenerator):
@@ -76,7 +78,7 @@ class KnownClassGenerator(ResidualGenerator):
         start, end = self.experiment.moved
         base_means = torch.lerp(here, there, start + (end - start) * along(shots))
         first, last = self.moved.sigmoid().unbind()
-        estimate = fitted(there, here, self._modes(episodes, elsewhere), elsewhere.precision, shots)
+        estimate = fitted(there, here, self._scaled(episodes, elsewhere.modes), self._scaled(episodes, elsewhere.weighed), shots)
         means = torch.lerp(here, estimate, first + (last - first) * along(shots))
         base = baselines.nearest_mean_in_metric(base_means, elsewhere.metric)
         hint = baselines.nearest_mean_in_metric(means, elsewhere.metric) - base
@@ -84,9 +86,9 @@ class KnownClassGenerator(ResidualGenerator):
         token = _facts(here, there, means, elsewhere.metric, shots)
         return TaskBatch(token, base, counts, self.codec.encode(hint)), centre
 
-    def _modes(self, episodes: KnownEpisodes, elsewhere: Elsewhere) -> Tensor:
-        """`[B, R, N, D]`, of the task's classes, at their learned standard deviations."""
-        scaled = [self.log_deviation[kind].exp() * own for kind, own in elsewhere.modes.items()]
+    def _scaled(self, episodes: KnownEpisodes, modes: dict[str, Tensor]) -> Tensor:
+        """`[B, R, N, D]`, of the task's classes, times their learned standard deviations."""
+        scaled = [self.log_deviation[kind].exp() * own for kind, own in modes.items()]
         return torch.cat(scaled)[:, episodes.classes].transpose(0, 1)
 
     def sharpness(self, shots: int) -> Tensor:

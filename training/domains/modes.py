@@ -33,7 +33,7 @@ def virtual_modes(means: Tensor, changed: Tensor) -> Tensor:
     return (centred(changed) - centred(means).unsqueeze(1)).flatten(0, 1)
 
 
-def fitted(there: Tensor, here: Tensor, modes: Tensor, precision: Tensor, shots: int) -> Tensor:
+def fitted(there: Tensor, here: Tensor, modes: Tensor, weighed: Tensor, shots: int) -> Tensor:
     """Known means moved along the modes as far as the examples say: the posterior mean under a standard normal prior.
 
     Minimises `shots |here - there - sum_r z_r modes_r|^2_precision + |z|^2` over one z a task.
@@ -41,14 +41,14 @@ def fitted(there: Tensor, here: Tensor, modes: Tensor, precision: Tensor, shots:
     Args:
         there, here: `[B, N, D]`, known means and means of the examples, each less its mean over classes.
         modes: `[B, R, N, D]`, of the task's classes, scaled to their standard deviations.
-        precision: `[D, D]`, of an example about its class's mean.
+        weighed: `[B, R, N, D]`, the modes times the precision of an example about its class's mean.
         shots: examples a class.
 
     Returns:
         `[B, N, D]`.
     """
     modes = modes - modes.mean(2, keepdim=True)
-    weighed = (modes @ precision).flatten(2)
+    weighed = (weighed - weighed.mean(2, keepdim=True)).flatten(2)
     curvature = shots * weighed @ modes.flatten(2).transpose(1, 2)
     slope = shots * weighed @ (here - there).flatten(1).unsqueeze(-1)
     found = torch.linalg.solve(curvature + torch.eye(modes.shape[1]), slope).squeeze(-1)

@@ -40,6 +40,8 @@ def accuracy_tables(result: dict) -> list[str]:
         for name, value in row["accuracy"].items():
             chosen = f"{row['validation'][name]:.1f}" if name in row["validation"] else ""
             lines.append(f"| {name} | {_told(value)} | {chosen} |")
+        far = {name: value for name, value in row["validation"].items() if name not in row["accuracy"]}
+        lines += [f"| {name} | not measured, far behind | {value:.1f} |" for name, value in far.items()]
         lines.append("")
     return lines
 
