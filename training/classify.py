@@ -22,6 +22,7 @@ from training.checkpoint import (
 )
 from training.data.dataset import ClassImages
 from training.progress import RunLog
+from training.strange import estrange
 
 CLASS_MEAN_SCALE = 2.0  # of features of unit length, about where the cross entropy of class means is least
 
@@ -37,6 +38,7 @@ class ClassifyConfig:
         turned: share of a batch that is turned by 90, 180 or 270 degrees, each turn of a class a class of its own.
         lr: peak learning rate of AdamW, cosine to zero.
         smoothing: of labels.
+        estranged: share of images that are made grey, negative, drawn by their edges or of mixed channels (`training.strange`).
         by_class_means: whether batches are judged by class means, as `training.body` does, in place of a classifier.
         drawings: images a class of those batches.
         start: the folder under `runs/` of a body to begin with.
@@ -53,6 +55,7 @@ class ClassifyConfig:
     lr: float = 3e-3
     weight_decay: float = 0.05
     smoothing: float = 0.1
+    estranged: float = 0.0
     by_class_means: bool = False
     drawings: int = 4
     start: str = ""
@@ -117,7 +120,8 @@ def draw_images(
     """An augmented image of each of `classes` `[M]`: `[M, 3, crop_size, crop_size]`, float."""
     which = torch.randint(data.images.shape[1], (len(classes),), generator=generator)
     images = data.images[classes, which].float() / 255
-    return jitter(crop(images, crop_maps(len(classes), generator), config.crop_size), generator)
+    images = jitter(crop(images, crop_maps(len(classes), generator), config.crop_size), generator)
+    return estrange(images, config.estranged, generator) if config.estranged else images
 
 
 def classify_loss(model: Classifier, data: ClassImages, config: ClassifyConfig, generator: torch.Generator) -> Tensor:

@@ -22,6 +22,7 @@ from training.bench import bench_whole_tasks
 from training.cards import card_of, controls_table, eq2_table, markdown_table, pool_table
 from training.comparators import BaseStatistics
 from training.configs import EXPERIMENTS, experiment
+from training.configs.domains import DOMAIN_EXPERIMENTS
 from training.configs.experiment import ELSEWHERE, Experiment
 from training.configs.text import TEXT_EXPERIMENTS
 from training.controls import negative_controls
@@ -43,18 +44,23 @@ SEEDS = (0, 1, 2)
 Command = Callable[[list[str]], int]
 
 
-def _text_too(name: str) -> Callable[[Command], Command]:
-    """Sends a command on where its config is one of text; what that needs is imported only then."""
+def _others_too(name: str) -> Callable[[Command], Command]:
+    """Sends a command on where its config is one of text or of domains; what that needs is imported only then."""
 
     def wrap(of_images: Command) -> Command:
         @functools.wraps(of_images)
         def run(argv: list[str]) -> int:
             chooser = argparse.ArgumentParser(add_help=False)
             chooser.add_argument("--config", default="")
-            if chooser.parse_known_args(argv)[0].config in TEXT_EXPERIMENTS:
+            config, command = chooser.parse_known_args(argv)[0].config, name.replace("-", "_")
+            if config in TEXT_EXPERIMENTS:
                 from training import text_commands
 
-                return getattr(text_commands, f"{name.replace('-', '_')}_text")(argv)
+                return getattr(text_commands, f"{command}_text")(argv)
+            if config in DOMAIN_EXPERIMENTS:
+                from training import domain_commands
+
+                return getattr(domain_commands, f"{command}_domains")(argv)
             return of_images(argv)
 
         return run
@@ -62,7 +68,7 @@ def _text_too(name: str) -> Callable[[Command], Command]:
     return wrap
 
 
-@_text_too("prepare")
+@_others_too("prepare")
 def prepare(argv: list[str]) -> int:
     """Train the body and prepare trajectories (Algorithm 1)."""
     parser = _parser("prepare", prepare.__doc__)
@@ -92,7 +98,7 @@ def _wants_trajectories(chosen: Experiment) -> bool:
     return chosen.recipe == "paper" or chosen.meta_train.eq2_weight > 0
 
 
-@_text_too("meta-train")
+@_others_too("meta-train")
 def meta_train(argv: list[str]) -> int:
     """Meta-train the denoiser (Algorithm 2, or the default recipe's own)."""
     parser = _parser("meta-train", meta_train.__doc__)
@@ -127,7 +133,7 @@ def _train_default(workspace: Workspace, body: nn.Module, out: Path) -> None:
     )
 
 
-@_text_too("export")
+@_others_too("export")
 def export(argv: list[str]) -> int:
     """Fit strength, temperature and fallback margin on validation classes, and write the bundle."""
     parser = _parser("export", export.__doc__)
@@ -165,7 +171,7 @@ def train_pool(argv: list[str]) -> int:
     return 0
 
 
-@_text_too("evaluate")
+@_others_too("evaluate")
 def evaluate(argv: list[str]) -> int:
     """Measure a bundle on test classes against the closed forms, and write its card."""
     parser = _parser("evaluate", evaluate.__doc__)
@@ -366,7 +372,7 @@ def median_of(runs: list):
 
 def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"ltdi {name}", description=description)
-    parser.add_argument("--config", required=True, help=f"one of: {', '.join((*EXPERIMENTS, *TEXT_EXPERIMENTS))}")
+    parser.add_argument("--config", required=True, help=f"one of: {', '.join((*EXPERIMENTS, *TEXT_EXPERIMENTS, *DOMAIN_EXPERIMENTS))}")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data set (default: data)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of checkpoints and trajectories")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's own)")

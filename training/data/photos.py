@@ -39,17 +39,23 @@ def load_pacs(data: Path, image_size: int = 48, domains: Sequence[str] = ()) -> 
     Raises:
         DataMissing: neither form lies at `data`.
     """
+    found = read_pacs(data, image_size, domains)
+    return even(list(found), list(found.values()))
+
+
+def read_pacs(data: Path, image_size: int = 48, domains: Sequence[str] = ()) -> dict[str, Tensor]:
+    """All images of PACS by `domain/class`, `[M, 3, image_size, image_size]` each, M as the data set has it; else as `load_pacs`."""
     if (data / PACS_PACKED).is_file():
         names, images = _read_blob(data, PACS_PACKED, image_size, grouped="domain")
     else:
         names, images = _read_tree(data, image_size)
-    kept = [place for place, name in enumerate(names) if not domains or name.split("/")[0] in domains]
+    kept = {name: own for name, own in zip(names, images, strict=True) if not domains or name.split("/")[0] in domains}
     if not kept:
         raise DataMissing(
             f"no PACS at {data}: give a folder domain/class/file for each of its domains, or a packed {PACS_PACKED}",
             field="data",
         )
-    return even([names[place] for place in kept], [images[place] for place in kept])
+    return kept
 
 
 def _read_blob(data: Path, name: str, size: int, grouped: str = "") -> tuple[list[str], list[Tensor]]:
