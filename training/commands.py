@@ -183,6 +183,7 @@ def evaluate(argv: list[str]) -> int:
     parser.add_argument("--ways", type=int, help="classes of a task, in a file of its own (default: as the config says)")
     parser.add_argument("--pool", action="store_true", help="tasks with an unlabelled pool, in a table of their own")
     parser.add_argument("--heads-of", metavar="BUNDLE", help="measure another bundle, any-embedding for example, on this one's features")
+    parser.add_argument("--history", type=Path, metavar="FILE", help="write training features as a history for `ltdi fit`, and no more")
     parser.add_argument("--look", type=int, metavar="N", help="draw the first N episodes of each column instead of measuring")
     parser.add_argument("--no-card", action="store_true", help="leave the bundle's card as it is")
     args = parser.parse_args(argv)
@@ -190,6 +191,9 @@ def evaluate(argv: list[str]) -> int:
     bundle = load_bundle_without_card(folder)
     if args.ways:
         workspace.experiment = replace(workspace.experiment, ways=(args.ways,))
+    if args.history:
+        other_bundle.write_history([workspace.bank(bundle.body, "train"), *workspace.virtual_banks(bundle.body)], args.history)
+        return 0
     own = _bank(workspace, bundle.body, args.part, args.on)
     if args.look:
         return _look(args, workspace, bundle, own)

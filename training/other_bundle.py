@@ -5,12 +5,15 @@ Such a bundle knows nothing of the base classes, so its comparators do without t
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ltdi.bundle import Bundle, HeadRequest
+from ltdi.files import write_bytes
 from ltdi.pipeline import Options
 from training.comparators import BaseStatistics, comparators
 from training.episodes import Protocol
@@ -92,3 +95,19 @@ def table(rows: list[dict]) -> str:
         shown = [f"{c['mean']:{'+' if c is cells[-1] else ''}.2f} ± {c['half_width']:.2f}" for c in cells]
         lines.append(f"| {row['protocol']}{about} | {' | '.join(shown)} |")
     return "\n".join(lines)
+
+
+def write_history(banks: list[Tensor], path: Path) -> None:
+    """Features of training classes as the history of past tasks that `ltdi fit` reads.
+
+    Args:
+        banks: `[classes, drawings, S, D]`: 60 images of each class of the first, 20 of every fourth class of each further one, other
+            classes of each.
+    """
+    lines = []
+    for place, bank in enumerate(banks):
+        rows = range(len(bank)) if not place else range((place - 1) % 4, len(bank), 4)
+        for row in rows:
+            features = bank[row, : 20 if place else 60, 0].tolist()
+            lines += [json.dumps({"label": f"{place}-{row}", "features": [round(x, 4) for x in one]}) for one in features]
+    write_bytes(path, ("\n".join(lines) + "\n").encode())

@@ -12,8 +12,9 @@ from tests.training.test_image_pools import generator_of
 from training.data.dataset import ClassImages
 from training.episodes import Protocol, draw
 from training.evaluate import generated
+from training.fit import read_history
 from training.look import draw_picture, look, report
-from training.other_bundle import rows_of, table
+from training.other_bundle import rows_of, table, write_history
 
 PROTOCOL = Protocol(4, 2, queries=6, episodes=50, seed=3)
 
@@ -56,3 +57,12 @@ def test_another_bundle_is_measured_with_and_without_a_pool(bank: torch.Tensor, 
         rows[0]["accuracy"]["generated"]["mean"] - rows[0]["accuracy"]["closed form"]["mean"]
     )
     assert table(rows).count("\n") == 9 and "pool of 100, unbalanced, 25% of other classes" in table(rows)
+
+
+def test_training_features_are_a_history_that_fit_reads(bank: torch.Tensor, tmp_path: Path) -> None:
+    write_history([bank, bank + 1], tmp_path / "tasks.jsonl")
+    history = read_history(tmp_path / "tasks.jsonl")
+    assert len(history.labels) == 12 + 3 and tuple(history.inputs.shape) == (12 * 60 + 3 * 20, 16)
+    place = history.labels.index("0-7")
+    rows = [row for row, owner in enumerate(history.class_index) if owner == place]
+    torch.testing.assert_close(history.inputs[rows], bank[7, :, 0], atol=1e-4, rtol=0)
