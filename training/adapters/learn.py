@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ltdi.adapter_bank import AdapterGenerator, Bank, relations
 from ltdi.bodies.adapted import AdaptedBert, Tokens
 from ltdi.denoisers.adapter_tokens import AdapterCondition
-from ltdi.objective import trajectory_loss, training_state
+from ltdi.objective import training_state, trajectory_loss
 from training.adapters.encoded import EncodedTask
 
 ROWS = 64  # of an episode, support and queries
