@@ -24,7 +24,7 @@ def a_bank(tasks: int = 5, components: int = 5) -> tuple[Bank, torch.Tensor]:
 
 def a_generator() -> AdapterGenerator:
     torch.manual_seed(0)
-    return AdapterGenerator(AdapterTokens(AdapterTokensConfig(), Schedule(), 4))
+    return AdapterGenerator(AdapterTokens(AdapterTokensConfig(), Schedule(), 4), (2, 2, 16, 2))
 
 
 def test_with_as_many_components_as_tasks_a_stored_adapter_comes_back() -> None:

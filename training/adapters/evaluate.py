@@ -45,22 +45,17 @@ def baselines(encoder: AdaptedBert, task: EncodedTask, multitask: Tensor, mean: 
     }
 
 
-def picked(encoder: AdaptedBert, task: EncodedTask, names: Sequence[str], adapters: Tensor, seeds: Sequence[int] = SEEDS) -> dict:
-    """The training adapter with the best leave-one-out accuracy on the support, ties by squared error."""
-    found, chosen = [], []
-    for seed in seeds:
-        part = support_of(task, seed)
-        said = []
-        for lora_b in adapters:
-            features = hidden_features(encoder, part.tokens, lora_b)["pooler"]
-            right, error = left_out_errors(features, part.labels, task.ways)
-            said.append((right, -error))
-        best = max(range(len(said)), key=lambda i: said[i])
-        chosen.append(names[best])
-        support = hidden_features(encoder, part.tokens, adapters[best])["pooler"]
-        test = hidden_features(encoder, task.test.tokens, adapters[best])["pooler"]
-        found.append(head_accuracies(support, part.labels, task.ways, test, task.test.labels))
-    return {"picked": found, "chosen": chosen}
+def picked(encoder: AdaptedBert, task: EncodedTask, names: Sequence[str], adapters: Tensor, seed: int) -> dict:
+    """The training adapter with the best leave-one-out accuracy on a seed's support, ties by squared error."""
+    part, said = support_of(task, seed), []
+    for lora_b in adapters:
+        features = hidden_features(encoder, part.tokens, lora_b)["pooler"]
+        right, error = left_out_errors(features, part.labels, task.ways)
+        said.append((right, -error))
+    best = max(range(len(said)), key=lambda i: said[i])
+    support = hidden_features(encoder, part.tokens, adapters[best])["pooler"]
+    test = hidden_features(encoder, task.test.tokens, adapters[best])["pooler"]
+    return {"picked": head_accuracies(support, part.labels, task.ways, test, task.test.labels), "chosen": names[best]}
 
 
 def generated(

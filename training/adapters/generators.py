@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ltdi.adapter_bank import AdapterGenerator
-from ltdi.bodies.adapted import AdaptedBert
+from ltdi.bodies.adapted import AdaptedBert, Target
 from ltdi.denoisers.adapter_tokens import AdapterTokens, AdapterTokensConfig
 from ltdi.files import read_safetensors, write_safetensors
 from ltdi.schedule import Schedule, ScheduleConfig
@@ -17,10 +17,11 @@ from training.adapters.encoded import EncodedTask
 from training.adapters.learn import Field
 
 
-def new_generator(layers: int, seed: int = 0) -> AdapterGenerator:
+def new_generator(target: Target, seed: int = 0) -> AdapterGenerator:
     """A generator before learning: it weighs stored tasks by how well their classifiers separate the support."""
     torch.manual_seed(seed)
-    return AdapterGenerator(AdapterTokens(AdapterTokensConfig(), Schedule(ScheduleConfig()), 2 * layers))
+    denoiser = AdapterTokens(AdapterTokensConfig(), Schedule(ScheduleConfig()), 2 * target.layers)
+    return AdapterGenerator(denoiser, (target.layers, 2, target.size, target.rank))
 
 
 def write_generator(path: Path, generator: AdapterGenerator) -> None:
@@ -30,7 +31,7 @@ def write_generator(path: Path, generator: AdapterGenerator) -> None:
 
 def read_generator(path: Path, encoder: AdaptedBert) -> AdapterGenerator:
     """A kept generator."""
-    generator = new_generator(encoder.layers)
+    generator = new_generator(encoder.target)
     generator.load_state_dict(read_safetensors(path, "generator")[0])
     return generator.eval()
 
