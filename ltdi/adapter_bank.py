@@ -163,11 +163,20 @@ class Generated:
 
 
 class AdapterGenerator(nn.Module):
-    """The denoiser and the head; a bank is given at each call."""
+    """The denoiser, the head, and what every adapter has beside the anchor; a bank is given at each call.
 
-    def __init__(self, denoiser: AdapterTokens) -> None:
+    Args:
+        shape: of B, `(layers, 2, D, rank)`.
+    """
+
+    def __init__(self, denoiser: AdapterTokens, shape: tuple[int, ...]) -> None:
         super().__init__()
         self.denoiser, self.head = denoiser, PriorHead()
+        self.shift = nn.Parameter(torch.zeros(shape))
+
+    def decode(self, bank: Bank, x: Tensor) -> Tensor:
+        """B `[B, layers, 2, D, rank]` from coordinates `[B, W, K]`."""
+        return bank.decode(x) + self.shift
 
     def coordinates(self, noise: Tensor, condition: AdapterCondition) -> tuple[Tensor, Tensor]:
         """x_0 `[B, W, K]` by Eq. 1 from x_T, and the stored tasks' weights in its last step `[B, T]`."""
@@ -186,6 +195,6 @@ class AdapterGenerator(nn.Module):
         condition = AdapterCondition(told, bank.trajectories, torch.ones(1, len(bank.ways)))
         noise = torch.randn(1, *bank.shape, generator=torch.Generator().manual_seed(seed))
         x, weights = self.coordinates(noise, condition)
-        lora_b = bank.decode(x)
+        lora_b = self.decode(bank, x)
         features = encoder.pooler(encoder.hidden(support, lora_b)[:, 0])
         return Generated(lora_b[0], self.head(features, labels, ways, bank, weights[0]), weights[0])

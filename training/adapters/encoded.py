@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ltdi.bodies.adapted import AdaptedBert, Tokens, load_weights, tokenize
+from ltdi.bodies.adapted import AdaptedBert, Tokens, load_weights, mean_pooled, tokenize
 from ltdi.bodies.sentence import model_folder
 from ltdi.errors import BodyMissing
 from ltdi.files import read_safetensors, write_safetensors
@@ -146,8 +146,6 @@ def hidden_features(encoder: AdaptedBert, tokens: Tokens, lora_b: Tensor | None 
 
     The rows are read by length, so that little is padded.
     """
-    from ltdi.bodies.adapted import mean_pooled
-
     order = tokens.mask.sum(1).argsort()
     own = None if lora_b is None else lora_b[None]
     out: dict[str, list[Tensor]] = {"mean": [], "cls": [], "pooler": []}

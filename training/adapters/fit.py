@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from ltdi.bodies.adapted import AdaptedBert, Tokens
 from training.adapters.encoded import EncodedTask, Part, hidden_features
 
+FIRST_ROWS, FIRST_SCALE = 64, 4.0
 MASK_TOKEN, FIRST_WORD = 103, 1000  # BERT's [MASK], and the first id of a word piece that is no special token
 
 
@@ -28,10 +30,10 @@ class FitConfig:
         waypoints: m + 1, the start among them.
     """
 
-    steps: int = 80
+    steps: int = 32
     batch: int = 16
-    rate: float = 3e-3
-    head_rate: float = 3e-3
+    rate: float = 6e-3
+    head_rate: float = 6e-3
     sam_radius: float = 0.02
     token_dropout: float = 0.1
     waypoints: int = 4
@@ -57,7 +59,7 @@ def fit_adapter(encoder: AdaptedBert, task: EncodedTask, start: Tensor, config: 
     """Algorithm 1 on one task from the shared start `[layers, 2, D, rank]`."""
     draw = torch.Generator().manual_seed(config.seed)
     lora_b = start.clone().requires_grad_(True)
-    head = torch.zeros(task.ways, encoder.size + 1, requires_grad=True)
+    head = first_head(encoder, task, start, draw).requires_grad_(True)
     weights = [lora_b, head]
     optimiser = torch.optim.Adam([{"params": [lora_b], "lr": config.rate}, {"params": [head], "lr": config.head_rate}])
     rates = [config.rate, config.head_rate]
@@ -76,18 +78,25 @@ def fit_adapter(encoder: AdaptedBert, task: EncodedTask, start: Tensor, config: 
     return Fitted(kept_b, kept_head, sum(tail) / len(tail))
 
 
-def sam_step(encoder: AdaptedBert, weights: list[Tensor], batch: Part, radius: float) -> float:
-    """Leave in `.grad` the gradient at the worst point nearby (Foret et al., 2021); the loss before it.
+def first_head(encoder: AdaptedBert, task: EncodedTask, start: Tensor, draw: torch.Generator) -> Tensor:
+    """The classifier that a fit starts from, `[N, D + 1]`: ridge regression on `FIRST_ROWS` rows under the start."""
+    part = task.train.take(torch.randint(len(task.train), (FIRST_ROWS,), generator=draw))
+    features = hidden_features(encoder, part.tokens, start)["pooler"]
+    centre = features.mean(0)
+    length = (features - centre).norm(dim=1).mean()
+    z = (features - centre) / length
+    y = F.one_hot(part.labels, task.ways).float()
+    rows = torch.linalg.solve(z @ z.T + torch.eye(len(z)), y - y.mean(0)).T @ z * (FIRST_SCALE / length)
+    return torch.cat([rows, (-rows @ centre).unsqueeze(1)], dim=1)
 
-    The ascent direction is had from the first half of the batch, which makes the step three quarters as dear.
+
+def sam_step(encoder: AdaptedBert, weights: list[Tensor], batch: Part, radius: float) -> float:
+    """Leave in `.grad` the gradient at a point uphill (Foret et al., 2021); the loss there.
+
+    Uphill is where the last step's gradient points (Momentum-SAM, Becker et al., 2024, without the average), so that a
+    step costs one gradient instead of two. The first step has none.
     """
-    if radius > 0:
-        half = batch.take(torch.arange(len(batch) // 2))
-        first = torch.autograd.grad(task_loss(encoder, *weights, half), weights)
-        norm = torch.sqrt(sum(g.square().sum() for g in first)).clamp_min(1e-12)
-        moves = [g * (radius / norm) for g in first]
-    else:
-        moves = [torch.zeros_like(w) for w in weights]
+    moves = _uphill(weights, radius)
     with torch.no_grad():
         for weight, move in zip(weights, moves, strict=True):
             weight.add_(move)
@@ -98,6 +107,13 @@ def sam_step(encoder: AdaptedBert, weights: list[Tensor], batch: Part, radius: f
             weight.sub_(move)
             weight.grad = gradient
     return loss.item()
+
+
+def _uphill(weights: list[Tensor], radius: float) -> list[Tensor]:
+    if radius == 0 or any(weight.grad is None for weight in weights):
+        return [torch.zeros_like(weight) for weight in weights]
+    norm = torch.sqrt(sum(weight.grad.square().sum() for weight in weights)).clamp_min(1e-12)
+    return [weight.grad * (radius / norm) for weight in weights]
 
 
 def task_loss(encoder: AdaptedBert, lora_b: Tensor, head: Tensor, batch: Part) -> Tensor:
@@ -114,7 +130,7 @@ def dropped(tokens: Tokens, share: float, draw: torch.Generator) -> Tokens:
 
 def equal_length(path: list[Tensor], count: int) -> list[int]:
     """Indices of `count` points at equal distance along a path, the last point first and the first point last."""
-    lengths = torch.stack([torch.zeros(())] + [(b - a).norm() for a, b in zip(path, path[1:], strict=False)]).cumsum(0)
+    lengths = torch.stack([torch.zeros(())] + [(b - a).norm() for a, b in pairwise(path)]).cumsum(0)
     wanted = torch.linspace(float(lengths[-1]), 0, count)
     return [int((lengths - at).abs().argmin()) for at in wanted]
 

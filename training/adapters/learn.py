@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ltdi.adapter_bank import AdapterGenerator, Bank, relations
 from ltdi.bodies.adapted import AdaptedBert, Tokens
 from ltdi.denoisers.adapter_tokens import AdapterCondition
-from ltdi.objective import trajectory_loss, training_state
+from ltdi.objective import training_state, trajectory_loss
 from training.adapters.encoded import EncodedTask
 
 ROWS = 64  # of an episode, support and queries
@@ -26,7 +26,8 @@ class LearnConfig:
     Args:
         episodes: in all.
         group: episodes a step.
-        rate: of Adam.
+        rate: of Adam, for the denoiser and the head.
+        shift_rate: of Adam, for what every adapter has beside the anchor; 0 keeps it at nothing.
         trajectory_weight: of Eq. 2 beside the task loss.
         subset: share of the episodes of a task of many classes that take a few of its classes.
     """
@@ -34,6 +35,7 @@ class LearnConfig:
     episodes: int = 160
     group: int = 4
     rate: float = 0.03
+    shift_rate: float = 1e-3
     trajectory_weight: float = 0.1
     subset: float = 0.5
     seed: int = 0
@@ -96,8 +98,8 @@ def pooled(encoder: AdaptedBert, tokens: Tokens, lora_b: Tensor, chunk: int = 32
 
 def episode_loss(
     generator: AdapterGenerator, encoder: AdaptedBert, field: Field, episode: Episode, noise: Tensor
-) -> tuple[Tensor, float]:
-    """Cross entropy over log N of the queries under the generated adapter and head, and their accuracy."""
+) -> tuple[Tensor, float, AdapterCondition]:
+    """Cross entropy over log N of the queries under the generated adapter and head, their accuracy, the condition."""
     bank, own = field.bank, episode.labels[: episode.support]
     support = episode.tokens.take(torch.arange(episode.support))
     with torch.no_grad():
@@ -105,7 +107,7 @@ def episode_loss(
         told = relations(bank, seen, own, episode.ways, bool(support.kinds.any()))[None]
     condition = AdapterCondition(told, bank.trajectories, field.allowed[None])
     x, weights = generator.coordinates(noise, condition)
-    features = pooled(encoder, episode.tokens, bank.decode(x)[0])
+    features = pooled(encoder, episode.tokens, generator.decode(bank, x)[0])
     head = generator.head(features[: episode.support], own, episode.ways, bank, weights[0])
     answers = F.linear(features[episode.support :], head[:, :-1], head[:, -1])
     wanted = episode.labels[episode.support :]
@@ -119,10 +121,11 @@ def learn(
     """Train the generator in place on episodes of the fields' tasks."""
     draw = torch.Generator().manual_seed(config.seed)
     schedule = generator.denoiser.schedule
-    optimiser = torch.optim.Adam(generator.parameters(), lr=config.rate)
-    rates = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, config.rate, total_steps=config.episodes // config.group + 1, pct_start=0.1
-    )
+    small = [*generator.denoiser.parameters(), *generator.head.parameters()]
+    optimiser = torch.optim.Adam([{"params": small}, {"params": [generator.shift]}], lr=config.rate)
+    total = config.episodes // config.group + 1
+    most = [config.rate, max(config.shift_rate, 1e-12)]
+    rates = torch.optim.lr_scheduler.OneCycleLR(optimiser, most, total_steps=total, pct_start=0.1)
     places = [(field, i) for field in fields for i in range(len(field.tasks))]
     order: list[int] = []
     began, losses, right = time.monotonic(), [], []

@@ -21,7 +21,7 @@ class MultiTaskConfig:
     steps: int = 120
     tasks: int = 4
     rows: int = 12
-    rate: float = 3e-3
+    rate: float = 4e-3
     head_rate: float = 1e-2
     token_dropout: float = 0.1
     seed: int = 0
@@ -34,8 +34,8 @@ def train_multitask(
     heads: Sequence[Tensor],
     config: MultiTaskConfig,
     log: Callable = print,
-) -> Tensor:
-    """B `[layers, 2, D, rank]` of the multi-task LoRA.
+) -> tuple[Tensor, list[Tensor]]:
+    """B `[layers, 2, D, rank]` of the multi-task LoRA, and each task's classifier on it.
 
     Args:
         start: `[layers, 2, D, rank]`.
@@ -65,7 +65,7 @@ def train_multitask(
         losses.append(total)
         if step % 40 == 39:
             log(f"multi-task: step {step + 1} loss {sum(losses[-40:]) / 40:.3f}")
-    return lora_b.detach()
+    return lora_b.detach(), [head.detach() for head in own]
 
 
 def shared_loss(encoder: AdaptedBert, lora_b: Tensor, head: Tensor, batch: Part) -> Tensor:

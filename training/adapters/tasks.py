@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,11 +178,9 @@ def two_halves(rows: tuple[Row, ...], rng: random.Random) -> Iterable[Row]:
 
 
 def holds(pattern: str) -> Make:
-    """Texts that hold one of some words, which are then left out of half of ... nothing: with them and without."""
+    """Texts that match a pattern against texts that do not."""
 
     def make(rows: tuple[Row, ...], rng: random.Random) -> Iterable[Row]:
-        import re
-
         for row in rows:
             yield Row(row.text, None, "with" if re.search(pattern, row.text.lower()) else "without", row.part)
 
