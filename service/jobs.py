@@ -97,8 +97,10 @@ def work_on(jobs: Sequence[Job], on_batch: OnBatch) -> Iterator[Sequence[Job]]:
             _answer(job, lambda job=job: job.work(job.note))
             yield [job]
     for batch in heads.values():
-        _generate(batch, on_batch)
-        yield batch
+        alone = batch[0].bundle.kind == "lora"  # adapters are made one by one, so that each is answered when it is done
+        for part in [[job] for job in batch] if alone else [batch]:
+            _generate(part, on_batch)
+            yield part
 
 
 def _generate(batch: Sequence[Job], on_batch: OnBatch) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ltdi.adapters.applied import applied
@@ -124,12 +125,10 @@ class BaseModel(nn.Module):
                 model, info = AutoModelForSequenceClassification.from_pretrained(
                     folder, config=config, local_files_only=True, output_loading_info=True, dtype=torch.float32
                 )
+        except SafetensorError as error:
+            raise DamagedBase(f"the base model {folder.name!r} has damaged weights: {_first_line(error)}") from error
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
             raise DamagedBase(f"the base model {folder.name!r} cannot be loaded: {_first_line(error)}") from error
-        except Exception as error:
-            if type(error).__name__ == "SafetensorError":
-                raise DamagedBase(f"the base model {folder.name!r} has damaged weights: {_first_line(error)}") from error
-            raise
         target = describe_target(
             model, self.tokenizer, weights_digest=digest,
             target_modules=self._wanted.target_modules if self._wanted else self._target_modules,

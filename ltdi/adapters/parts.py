@@ -62,7 +62,7 @@ class AdapterBundleConfig:
     baseline: str = "plain"
     predictor: PredictorConfig = PredictorConfig()
     directions: int = 0
-    limits: Limits = Limits(64, 100, 1000, 0)
+    limits: Limits = Limits(32, 64, 256, 0)  # a text costs a hundred times what a feature does
     fallback_margin: float = 0.1
     recipe: str = "lora"
     format: str = FORMAT

@@ -49,8 +49,11 @@ def served(toy: Bundle, bundle: AdapterBundle) -> Iterator[httpx.Client]:
 
 
 def until_ready(client: httpx.Client) -> None:
-    while not all(model["state"] == "ready" for model in client.get("/models").json()["models"]):
+    models = [{"state": "loading"}]
+    while any(model["state"] == "loading" for model in models):
         time.sleep(0.05)
+        models = client.get("/models").json()["models"]
+    assert not [model["reason"] for model in models if model["state"] == "failed"]
 
 
 def post(client: httpx.Client, headers: dict | None = None, **changes: object) -> httpx.Response:
@@ -118,7 +121,7 @@ def test_the_models_say_what_they_make(served: httpx.Client) -> None:
     assert lora["request_forms"] == ["application/json"] and lora["input_kinds"] == ["texts", "pairs"]
     assert "application/zip" not in models["toy"]["response_forms"]
     assert lora["body"]["kind"] == "text" and lora["body"]["installed"] and lora["feature_size"] == 32
-    assert served.get("/models/toy-lora").json()["limits"]["examples"] == 1000
+    assert served.get("/models/toy-lora").json()["limits"]["examples"] == 256
 
 
 REFUSED = [

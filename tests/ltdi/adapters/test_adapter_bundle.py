@@ -266,7 +266,7 @@ TASKS = [
     (["card " * 40, "b"], ["x", "y"], InvalidText, "42 tokens; this body reads 16"),
     ("ab", ["x", "y"], UnsupportedInput, "list of texts"),
     (torch.zeros(2, 32), ["x", "y"], UnsupportedInput, "list of texts"),
-    (["a"] * 101 + ["b"], ["x"] * 101 + ["y"], LimitExceeded, "at most 100"),
+    (["a"] * 65 + ["b"], ["x"] * 65 + ["y"], LimitExceeded, "at most 64"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,6 @@ import torch
 
 from ltdi.adapters import Adapter, BaseModel, read_folder, write_folder
 from ltdi.adapters import check as checks
-from ltdi.adapters.adapter import PREFIX
 from ltdi.adapters.check import delta_norm, logits, verify
 from ltdi.errors import ForeignBase, GenerationFailed
 from tests.ltdi.adapters.made import (
@@ -144,9 +144,10 @@ def test_the_model_is_as_before_after_an_adapter(base: BaseModel, adapter: Adapt
     assert torch.equal(base.features(TEXTS), before)
 
 
-def test_a_user_loads_it_on_the_base_from_its_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["bert", "roberta", "llama"])  # for Qwen2 transformers makes a tokenizer of its own of any words
+def test_a_user_loads_it_on_the_base_from_its_folder(kind: str, tmp_path: Path) -> None:
     """The lines of the card: transformers brings a fresh head, PEFT replaces it."""
-    folder = write_base(tmp_path / "base")
+    folder = write_base(tmp_path / "base", kind)
     base = BaseModel(str(folder), 16)
     made = make_adapter_bundle(base).generate(TEXTS, LABELS, base_model_name_or_path=str(folder), fallback="none")
     write_folder(made, tmp_path / "adapter")
@@ -154,4 +155,15 @@ def test_a_user_loads_it_on_the_base_from_its_folder(tmp_path: Path) -> None:
     model = peft().PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
     assert torch.allclose(answers(model, base, TEXTS), logits(made, base, TEXTS), atol=1e-5)
     assert [made.labels[row] for row in answers(model, base, TEXTS).argmax(-1)] == LABELS
-    assert PREFIX + "classifier.weight" in made.tensors
+
+
+def test_a_decoder_without_a_padding_token_pads_with_its_last(tmp_path: Path) -> None:
+    write_base(tmp_path / "base", "llama", pad_token_id=None)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (file := tmp_path / "base" / name).is_file():
+            said = {key: value for key, value in json.loads(file.read_text()).items() if key != "pad_token"}
+            file.write_text(json.dumps(said | {"eos_token": "[SEP]"}))
+    base = BaseModel(str(tmp_path / "base"), 16)
+    assert base.tokenizer.pad_token == "[SEP]" and base.model.config.pad_token_id == 3
+    made = make_adapter_bundle(base).generate(TEXTS, LABELS, fallback="none")
+    assert [made.labels[row] for row in logits(made, base, TEXTS).argmax(-1)] == LABELS
