@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltdi.errors import InvalidConfig
-
 
 @dataclass(frozen=True)
 class PredictorConfig:
@@ -96,17 +94,3 @@ class Mean(Predictor):
     def forward(self, evidence: Evidence) -> Prediction:
         """Zeros."""
         return Prediction(torch.zeros(self.space.modules, self.space.directions))
-
-
-PREDICTORS: dict[str, type[Predictor]] = {"mean": Mean}
-
-
-def build_predictor(config: PredictorConfig, space: Space) -> Predictor:
-    """A predictor with fresh parameters.
-
-    Raises:
-        InvalidConfig: an unknown name.
-    """
-    if config.name not in PREDICTORS:
-        raise InvalidConfig(f"predictor {config.name!r} is unknown; known: {', '.join(PREDICTORS)}", field="predictor")
-    return PREDICTORS[config.name](space, config.sizes)

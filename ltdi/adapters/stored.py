@@ -11,7 +11,8 @@ from torch import Tensor
 from ltdi.adapters.base import BaseModel
 from ltdi.adapters.bundle import CARD, CONFIG, DIGEST, WEIGHTS, AdapterBundle, digest_of
 from ltdi.adapters.parts import FORMAT, FORMAT_VERSION, AdapterBundleConfig, AdapterParts
-from ltdi.adapters.predictor import Predictor, build_predictor
+from ltdi.adapters.predictor import Predictor
+from ltdi.adapters.predictors import build_predictor
 from ltdi.bodies.sentence import PACKAGED
 from ltdi.config import from_json
 from ltdi.errors import DamagedFile, InvalidInput

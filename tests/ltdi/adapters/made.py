@@ -11,7 +11,8 @@ from torch import nn
 from ltdi.adapters.base import BaseModel
 from ltdi.adapters.bundle import AdapterBundle
 from ltdi.adapters.parts import AdapterBundleConfig, AdapterParts, BaseConfig
-from ltdi.adapters.predictor import Predictor, build_predictor
+from ltdi.adapters.predictor import Predictor
+from ltdi.adapters.predictors import build_predictor
 from ltdi.torchvision_ops import declare_missing
 
 WORDS = [

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import ltdi
-from ltdi.adapters import AdapterBundle, BaseModel, to_safetensors
-from ltdi.adapters import predictor as predictors
+from ltdi.adapters import AdapterBundle, BaseModel, predictors, to_safetensors
 from ltdi.adapters.check import logits
 from ltdi.adapters.predictor import Evidence, Prediction, Predictor, PredictorConfig, Space
 from ltdi.bundle import HeadRequest
