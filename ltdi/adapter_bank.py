@@ -135,7 +135,7 @@ class PriorHead(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.log_lambda = nn.Parameter(torch.tensor(0.5))
-        self.log_gamma = nn.Parameter(torch.tensor(0.5))
+        self.log_gamma = nn.Parameter(torch.tensor(2.5))
         self.log_scale = nn.Parameter(torch.tensor(1.5))
 
     def forward(self, features: Tensor, labels: Tensor, ways: int, bank: Bank, weights: Tensor) -> Tensor:

@@ -53,8 +53,8 @@ class AdapterTokens(nn.Module):
         self.relate = nn.Sequential(nn.Linear(config.relations, config.hidden), nn.SiLU(), nn.Linear(config.hidden, 1))
         nn.init.zeros_(self.relate[2].weight)
         nn.init.zeros_(self.relate[2].bias)
-        self.sharpness = nn.Parameter(torch.tensor(10.0))
-        self.nothing = nn.Parameter(torch.tensor(2.0))
+        self.log_sharpness = nn.Parameter(torch.tensor(3.0))
+        self.nothing = nn.Parameter(torch.tensor(4.0))
         self.nearness = nn.Parameter(torch.zeros(schedule.steps + 1))
         self.gain = nn.Parameter(torch.zeros(schedule.steps + 1, tokens))
 
@@ -62,7 +62,7 @@ class AdapterTokens(nn.Module):
         """How much each stored task counts, `[B, T]`; the rest up to 1 is the anchor's."""
         bank = condition.trajectories[:, int(self.schedule.segment_of_step[t])]
         near = torch.einsum("bwk,twk->bt", x, bank) / (x[0].numel() ** 0.5 * (1 + bank.flatten(1).norm(dim=1)))
-        told = self.sharpness * condition.relations[..., 0] + self.relate(condition.relations).squeeze(-1)
+        told = self.log_sharpness.exp() * condition.relations[..., 0] + self.relate(condition.relations).squeeze(-1)
         scores = (told + self.nearness[t] * near).masked_fill(condition.allowed == 0, -1e4)
         nothing = self.nothing.expand(len(x), 1)
         return torch.softmax(torch.cat([nothing, scores], dim=1), dim=1)[:, 1:]

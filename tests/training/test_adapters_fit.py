@@ -133,7 +133,7 @@ def test_learning_moves_the_generator_and_keeps_the_encoder() -> None:
     field = Field([a_task("one"), a_task("two", 3)], bank, torch.ones(5), torch.zeros(2, 4, *bank.shape))
     learn(generator, encoder, [field], LearnConfig(episodes=8, group=2))
     moved = [name for name, value in generator.state_dict().items() if not torch.equal(value, before[name])]
-    assert {"denoiser.sharpness", "denoiser.nothing", "head.log_lambda", "head.log_gamma", "shift"} <= set(moved)
+    assert {"denoiser.log_sharpness", "denoiser.nothing", "head.log_lambda", "head.log_gamma", "shift"} <= set(moved)
 
 
 def test_the_task_loss_reaches_the_chain_through_the_encoder() -> None:

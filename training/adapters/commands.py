@@ -63,6 +63,8 @@ def run_multitask(args: argparse.Namespace) -> None:
     encoder, _ = started(args)
     tasks = tasks_of(args)
     for fold in folds_of(args):
+        if (args.out / f"multitask{fold}.safetensors").is_file():
+            continue
         known = others(tasks, fold)
         stored = stored_of(args.out, known)
         heads = [one.classifier[0] for one in stored]
@@ -103,10 +105,13 @@ def run_learn(args: argparse.Namespace) -> None:
     encoder, _ = started(args)
     tasks = tasks_of(args)
     for fold in folds_of(args):
+        path = args.out / f"generator{fold}.safetensors"
+        if path.is_file():
+            continue
         generator = new_generator(encoder.target)
         fields = [field_of(args.out, tasks, inner, fold) for inner in range(len(FOLDS)) if inner != fold]
         learn(generator, encoder, fields, LearnConfig(), say)
-        write_generator(args.out / f"generator{fold}.safetensors", generator)
+        write_generator(path, generator)
 
 
 def run_evaluate(args: argparse.Namespace) -> None:

@@ -34,7 +34,7 @@ class LearnConfig:
 
     episodes: int = 160
     group: int = 4
-    rate: float = 0.03
+    rate: float = 0.05
     shift_rate: float = 1e-3
     trajectory_weight: float = 0.1
     subset: float = 0.5
