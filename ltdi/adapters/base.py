@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,7 @@ from ltdi.adapters.applied import applied
 from ltdi.adapters.items import Texts, check_items, columns, size_of
 from ltdi.adapters.target import LoraTarget, describe_target, facts_of
 from ltdi.bodies.sentence import TOKENIZER, model_folder, weights_digest
-from ltdi.errors import BodyMissing, DamagedBase, InvalidText
+from ltdi.errors import BodyMissing, DamagedBase, ForeignBase, InvalidText
 from ltdi.torchvision_ops import declare_missing
 
 REMEDY = "install it with `pip install 'ltdi[text,lora]'`, or put it where the bundle names it"
@@ -109,7 +110,7 @@ class BaseModel(nn.Module):
 
     def _load(self) -> None:
         folder = self._folder()
-        _quietly_offline()
+        prepare_imports()
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
         digest = weights_digest(folder)
@@ -126,15 +127,17 @@ class BaseModel(nn.Module):
                     folder, config=config, local_files_only=True, output_loading_info=True, dtype=torch.float32
                 )
         except SafetensorError as error:
-            raise DamagedBase(f"the base model {folder.name!r} has damaged weights: {_first_line(error)}") from error
+            raise DamagedBase(f"the base model {folder.name!r} has damaged weights: {_reason(error, folder)}") from error
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-            raise DamagedBase(f"the base model {folder.name!r} cannot be loaded: {_first_line(error)}") from error
+            raise DamagedBase(f"the base model {folder.name!r} cannot be loaded: {_reason(error, folder)}") from error
         target = describe_target(
             model, self.tokenizer, weights_digest=digest,
             target_modules=self._wanted.target_modules if self._wanted else self._target_modules,
             saved_modules=self._wanted.modules_to_save[1:] if self._wanted else self._saved_modules,
         )
         _check_whole(model, info, target, folder.name)
+        if self._wanted is not None and replace(target, base=self._wanted.base) != self._wanted:
+            raise ForeignBase("the base model has other layers or another head than this was made for", field="base_model")
         self._take(model, target)
 
     def _take(self, model: nn.Module, target: LoraTarget) -> None:
@@ -156,13 +159,13 @@ class BaseModel(nn.Module):
         tokenizer = self._given_tokenizer
         if tokenizer is None:
             folder = self._folder()
-            _quietly_offline()
+            prepare_imports()
             from transformers import AutoTokenizer
 
             try:
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise DamagedBase(f"the tokenizer of {folder.name!r} cannot be loaded: {_first_line(error)}") from error
+            except Exception as error:  # the library of tokenizers raises no narrower one
+                raise DamagedBase(f"the tokenizer of {folder.name!r} cannot be loaded: {_reason(error, folder)}") from error
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
@@ -208,7 +211,10 @@ class BaseModel(nn.Module):
             return None
         from tokenizers import Tokenizer
 
-        ruler = Tokenizer.from_file(str(folder / TOKENIZER))
+        try:
+            ruler = Tokenizer.from_file(str(folder / TOKENIZER))
+        except Exception as error:  # the library raises no narrower one
+            raise DamagedBase(f"the tokenizer of {folder.name!r} cannot be loaded: {_reason(error, folder)}") from error
         ruler.no_truncation()
         ruler.no_padding()
         return ruler
@@ -264,7 +270,8 @@ def _check_whole(model: nn.Module, info: Mapping[str, Any], target: LoraTarget, 
             raise DamagedBase(f"the base model {name!r} holds NaN or infinity in {tensor!r}")
 
 
-def _quietly_offline() -> None:
+def prepare_imports() -> None:
+    """Before `transformers` or `peft` is imported: no network, no forked tokenizers, and torchvision as they expect it."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if find_spec("torchvision") is not None:
@@ -287,5 +294,6 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200]
+def _reason(error: BaseException, folder: Path) -> str:
+    """The first line of a library's error, without the path."""
+    return str(error).strip().split("\n")[0].replace(str(folder), folder.name)[:200]

@@ -6,7 +6,8 @@ import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltdi.adapters.adapter import Adapter
-from ltdi.adapters.base import BaseModel
+from ltdi.adapters.base import BaseModel, prepare_imports
 from ltdi.adapters.formats import CONFIG, WEIGHTS, from_files, to_files
 from ltdi.adapters.items import Texts
 from ltdi.errors import DamagedFile, ForeignBase, GenerationFailed
@@ -91,9 +92,15 @@ def delta_norm(adapter: Adapter, base: BaseModel) -> float:
     return (added / own) ** 0.5
 
 
+@cache
 def peft_installed() -> bool:
-    """Whether the check can be done by PEFT itself."""
-    return find_spec("peft") is not None
+    """Whether the check can be done by PEFT itself: it is there, and imports."""
+    prepare_imports()
+    try:
+        import_module("peft")
+    except ImportError:
+        return False
+    return True
 
 
 def _with_peft(adapter: Adapter, base: BaseModel, items: Texts, files: Mapping[str, bytes]) -> tuple[Tensor, str]:

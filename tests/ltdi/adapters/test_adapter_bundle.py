@@ -250,6 +250,21 @@ def test_a_damaged_base_is_refused_also_where_no_digest_is_known(folder: Path) -
         generate(folder)
 
 
+def test_a_target_that_is_not_the_model_s_is_refused(folder: Path) -> None:
+    redo(folder, lambda c: c["target"].update(target_modules=["key", "value"]))
+    with pytest.raises(ForeignBase, match="other layers or another head"):
+        generate(folder)
+
+
+def test_no_reason_names_a_path(folder: Path) -> None:
+    redo(folder, lambda c: c["target"]["base"].update(weights_digest=""))
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        (folder / "base" / name).write_text("{")
+        with pytest.raises((DamagedBase, BodyMissing)) as caught:
+            generate(folder)
+        assert str(folder.parent) not in str(caught.value)
+
+
 def test_a_base_that_is_not_there_is_missing_with_the_remedy(folder: Path) -> None:
     (folder / "base").rename(folder / "moved")
     with pytest.raises(BodyMissing, match=r"ltdi\[text,lora\]"):
