@@ -7,10 +7,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltdi.adapter_bank import AdapterGenerator, Bank, relations
-from ltdi.adapters.parts import AdapterParts
-from ltdi.adapters.predictor import Evidence, Prediction, Predictor, Space
+from ltdi.adapter_files import AdapterMaker
+from ltdi.adapters.base import BaseModel
+from ltdi.adapters.bundle import AdapterBundle
+from ltdi.adapters.parts import AdapterBundleConfig, AdapterParts, BaseConfig
+from ltdi.adapters.predictor import Evidence, Prediction, Predictor, PredictorConfig, Space
 from ltdi.adapters.target import LoraTarget
 from ltdi.denoisers.adapter_tokens import AdapterCondition, AdapterTokens, AdapterTokensConfig
+from ltdi.errors import InvalidConfig
 from ltdi.schedule import Schedule, ScheduleConfig
 
 
@@ -52,6 +56,32 @@ class Banked(Predictor):
     def head(self, features: Tensor, class_index: Tensor, ways: int, prediction: Prediction) -> Tensor:
         """Ridge regression lighter along the classifiers of related tasks, `[N, D + 1]`."""
         return self.generator.head(features, class_index, ways, self.bank, prediction.notes)
+
+
+def banked_bundle(maker: AdapterMaker, name: str, base_model_name_or_path: str, base: BaseModel | None = None) -> AdapterBundle:
+    """The bundle of a trained generator; its baseline is the anchor, the multi-task adapter, with a closed form's head.
+
+    Args:
+        base: the base model where it is not the one that the maker names.
+
+    Raises:
+        InvalidConfig: a schedule or a denoiser whose sizes a bundle does not say.
+    """
+    config, bank = maker.config, maker.bank
+    if config.schedule != ScheduleConfig(segments=config.schedule.segments):
+        raise InvalidConfig("a bundle of adapters knows the default schedule only", field="schedule")
+    if config.denoiser != AdapterTokensConfig(hidden=config.denoiser.hidden):
+        raise InvalidConfig("a bundle of adapters knows the default denoiser only", field="denoiser")
+    base = base or BaseModel(config.model, config.max_tokens)
+    rank = maker.lora_a.shape[2]
+    sizes = (len(bank.ways), config.schedule.segments, len(bank.owner), config.denoiser.hidden)
+    made = AdapterBundleConfig(
+        name=name, body=BaseConfig(config.model, config.max_tokens), target=base.target,
+        base_model_name_or_path=base_model_name_or_path, r=rank, lora_alpha=config.scale * rank, baseline="mean",
+        predictor=PredictorConfig("bank", sizes), directions=bank.shape[1] + 1,
+    )  # fmt: skip
+    parts = banked_parts(made.target, maker.lora_a, bank, maker.generator)
+    return AdapterBundle(made, base, parts, banked_predictor(made.space, bank, maker.generator))
 
 
 def banked_predictor(space: Space, bank: Bank, generator: AdapterGenerator) -> Banked:

@@ -8,9 +8,9 @@ import torch
 
 import ltdi
 from ltdi.adapter_bank import AdapterGenerator, make_bank
-from ltdi.adapters import AdapterBundle, AdapterBundleConfig, BaseConfig, BaseModel
-from ltdi.adapters.banked import banked_parts, banked_predictor
-from ltdi.adapters.predictor import PredictorConfig
+from ltdi.adapter_files import AdapterConfig, AdapterMaker
+from ltdi.adapters import BaseModel
+from ltdi.adapters.banked import banked_bundle
 from ltdi.bodies.adapted import AdaptedBert, load_weights, tokenize
 from ltdi.denoisers.adapter_tokens import AdapterTokens, AdapterTokensConfig
 from ltdi.schedule import Schedule
@@ -29,13 +29,8 @@ def test_the_bundle_s_adapters_are_the_generator_s(tmp_path: Path) -> None:
     bank = make_bank(anchor, anchor + draw(6, 4, 2, 2, 32, 4), [draw(2 + i % 2, 33) for i in range(6)], [False] * 6, 5)
     generator = AdapterGenerator(AdapterTokens(AdapterTokensConfig(), Schedule(), 4), (2, 2, 32, 4))
     torch.nn.init.normal_(generator.shift, std=0.1, generator=DICE)
-    base = BaseModel(str(folder), 16)
-    config = AdapterBundleConfig(
-        name="toy", body=BaseConfig("base", 16), target=base.target, base_model_name_or_path="made/tiny", r=4, lora_alpha=8.0,
-        predictor=PredictorConfig("bank", (6, 3, len(bank.owner), 16)), directions=6, baseline="mean",
-    )  # fmt: skip
-    parts, predictor = banked_parts(base.target, lora_a, bank, generator), banked_predictor(config.space, bank, generator)
-    AdapterBundle(config, base, parts, predictor).save(tmp_path / "toy")
+    maker = AdapterMaker(AdapterConfig("base", "", 16, 2.0, tuple("abcdef")), generator, bank, lora_a)
+    banked_bundle(maker, "toy", "made/tiny", BaseModel(str(folder), 16)).save(tmp_path / "toy")
     bundle = ltdi.load_bundle(tmp_path / "toy", device="cpu")
     made = bundle.generate(TEXTS, LABELS, seed=3, fallback="none")
 
@@ -43,7 +38,7 @@ def test_the_bundle_s_adapters_are_the_generator_s(tmp_path: Path) -> None:
     encoder = AdaptedBert(*load_weights(folder), lora_a, 2.0)
     tokens = tokenize(folder, [TEXTS[i] for i in task.example_order], most=16)
     alone = generator.generate(encoder, bank, tokens, task.class_index, 3, seed=3)
-    own = torch.stack([made.lora[module.path][1] for module in base.target.modules]).view(2, 2, 32, 4)
+    own = torch.stack([made.lora[module.path][1] for module in bundle.config.target.modules]).view(2, 2, 32, 4)
     assert torch.allclose(own, alone.lora_b, atol=1e-5) and not torch.allclose(own, anchor, atol=1e-2)
     _, weight, bias = made.head
     assert torch.allclose(weight, alone.classifier[task.restore, :-1], atol=1e-4)
