@@ -17,7 +17,7 @@ from ltdi.bodies.adapted import AdaptedBert, Tokens, mean_pooled
 from ltdi.denoisers.adapter_tokens import AdapterCondition, AdapterTokens
 from ltdi.sampler import sample
 
-CANDIDATES = 6
+CANDIDATES = 7
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from ltdi.bodies.adapted import AdaptedBert
 from ltdi.files import read_safetensors, write_safetensors
 from training.adapters.encoded import EncodedTask, hidden_features
 from training.adapters.store import Stored, final, read_store
+from training.adapters.tasks import BANKED
 
-COMPONENTS = 48
-FROZEN_ROWS, FROZEN_STRENGTH = 400, 1.0
+COMPONENTS = 24
+FROZEN_ROWS, FROZEN_STRENGTH = 1000, 1.0
 
 
 def others(tasks: Sequence[EncodedTask], fold: int) -> list[EncodedTask]:
@@ -55,12 +56,17 @@ def frozen_head(encoder: AdaptedBert, task: EncodedTask) -> Tensor:
 
 
 def write_frozen(out: Path, encoder: AdaptedBert, tasks: Sequence[EncodedTask]) -> None:
-    """Keep the classifiers of all tasks on the frozen body."""
+    """Keep the classifiers of the tasks on the frozen body."""
     write_safetensors(out / "frozen.safetensors", {task.name: frozen_head(encoder, task) for task in tasks}, {})
 
 
+def banked(tasks: Sequence[EncodedTask]) -> list[EncodedTask]:
+    """Those of the tasks that a bank holds."""
+    return [task for task in tasks if task.name in BANKED]
+
+
 def bank_of(out: Path, tasks: Sequence[EncodedTask], components: int = COMPONENTS) -> Bank:
-    """The bank that knows these tasks and no other."""
+    """The bank that knows these tasks and no other; all are `BANKED`."""
     start = read_safetensors(out / "start.safetensors", "shared start")[0]["lora_b"]
     default = read_safetensors(out / "default.safetensors", "default adapter")[0]["lora_b"]
     frozen, _ = read_safetensors(out / "frozen.safetensors", "classifiers on the frozen body")

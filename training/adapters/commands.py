@@ -13,6 +13,7 @@ from ltdi.bodies.adapted import AdaptedBert
 from ltdi.files import read_safetensors, write_json
 from training.adapters.banks import (
     bank_of,
+    banked,
     mean_adapter,
     others,
     read_multitask,
@@ -81,12 +82,17 @@ def run_multitask(args: argparse.Namespace) -> None:
 
 
 def run_default(args: argparse.Namespace) -> None:
-    """The adapter for tasks without a relative: the start, learned on for longer, A fixed. And the frozen body's classifiers."""
+    """The adapter for tasks without a relative: the start, learned on for longer, A fixed."""
     encoder, start = started(args)
     tasks = tasks_of(args)
-    write_frozen(args.out, encoder, tasks)
-    lora_a, lora_b = learn_start(encoder, tasks, StartConfig(steps=240, learn_a=False, seed=1), say, start)
+    lora_a, lora_b = learn_start(encoder, tasks, StartConfig(steps=100, learn_a=False, seed=1), say, start)
     save_start(args.out / "default.safetensors", lora_a, lora_b)
+
+
+def run_frozen(args: argparse.Namespace) -> None:
+    """The classifiers of the bank's tasks on the frozen body."""
+    encoder, _ = started(args)
+    write_frozen(args.out, encoder, banked(tasks_of(args)))
 
 
 def run_baselines(args: argparse.Namespace) -> None:
@@ -120,9 +126,9 @@ def run_learn(args: argparse.Namespace) -> None:
     """A generator for each fold, learned on episodes of the other folds' tasks; fold -1 learns on all."""
     encoder, _ = started(args)
     tasks = tasks_of(args)
-    bank, adapters = full_bank(args.out, tasks)
+    bank, adapters = full_bank(args.out, banked(tasks))
     episodes = read_episodes(args.out, encoder, tasks, bank, adapters, say)
-    folds = torch.tensor([task.fold for task in tasks] + [-9])
+    folds = torch.tensor([task.fold for task in banked(tasks)] + [-9])
     for fold in [*folds_of(args)]:
         generator = new_generator()
         learn(generator, bank, episodes, folds, fold, LearnConfig(), say)
@@ -134,7 +140,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
     encoder, _ = started(args)
     tasks = tasks_of(args)
     for fold in folds_of(args):
-        known = others(tasks, fold)
+        known = banked(others(tasks, fold))
         bank, generator = bank_of(args.out, known), read_generator(args.out / f"generator{fold}.safetensors")
         own, names = measured(tasks, fold), [task.name for task in known]
         for i, task in enumerate(own):
@@ -183,6 +189,7 @@ STAGES = {
     "start": run_start,
     "prepare": run_prepare,
     "default": run_default,
+    "frozen": run_frozen,
     "multitask": run_multitask,
     "baselines": run_baselines,
     "picked": run_picked,

@@ -15,12 +15,12 @@ from ltdi.bodies.adapted import AdaptedBert
 from ltdi.denoisers.adapter_tokens import AdapterTokens, AdapterTokensConfig
 from ltdi.files import read_safetensors, write_safetensors
 from ltdi.schedule import Schedule, ScheduleConfig
-from training.adapters.banks import bank_of, stored_of
+from training.adapters.banks import bank_of, banked, stored_of
 from training.adapters.encoded import EncodedTask
 from training.adapters.learn import Episode, read_episode
 from training.adapters.store import final
 
-EACH = 2  # episodes a task
+EACH = 1  # episodes a task
 
 
 def new_generator(seed: int = 0) -> AdapterGenerator:
@@ -42,20 +42,23 @@ def read_generator(path: Path) -> AdapterGenerator:
 
 
 def full_bank(out: Path, tasks: Sequence[EncodedTask]) -> tuple[Bank, Tensor]:
-    """The bank of all tasks, and their final adapters with the default's last, as they are stored."""
+    """The bank of these tasks, and their final adapters with the default's last, as they are stored."""
     default = read_safetensors(out / "default.safetensors", "default adapter")[0]["lora_b"]
     return bank_of(out, tasks), torch.cat([final(stored_of(out, tasks)), default[None]])
 
 
-def read_episodes(out: Path, encoder: AdaptedBert, tasks: Sequence[EncodedTask], bank: Bank, adapters: Tensor, log: Callable) -> list:
-    """Episodes of every task, its own source not allowed; a file each, kept."""
+def read_episodes(
+    out: Path, encoder: AdaptedBert, tasks: Sequence[EncodedTask], bank: Bank, adapters: Tensor, log: Callable
+) -> list[Episode]:
+    """Episodes of every task, its own source not allowed; a file each, kept. The bank is that of all tasks."""
+    sources = [task.source for task in banked(tasks)]
     episodes = []
     for i in range(EACH * len(tasks)):
         task = tasks[i % len(tasks)]
         path = out / "episodes" / f"{task.name}.{i // len(tasks)}.safetensors"
         if not path.is_file():
             draw = torch.Generator().manual_seed(i)
-            allowed = torch.tensor([float(other.source != task.source) for other in tasks] + [1.0])
+            allowed = torch.tensor([float(source != task.source) for source in sources] + [1.0])
             with torch.no_grad():
                 made = read_episode(encoder, bank, adapters, task, allowed, draw)
             _write(path, made)
