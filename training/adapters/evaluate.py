@@ -25,25 +25,24 @@ def support_of(task: EncodedTask, seed: int) -> Part:
     return task.train.take(task.draw(seed, SHOTS))
 
 
-def fixed_adapter(encoder: AdaptedBert, task: EncodedTask, lora_b: Tensor | None, feature: str, unit: bool = False) -> list:
-    """Each seed's accuracies by closed form under one adapter."""
+def fixed_adapter(encoder: AdaptedBert, task: EncodedTask, lora_b: Tensor | None, feature: str) -> tuple[list, list]:
+    """Each seed's accuracies by closed form under one adapter: on the features as they are, and at unit length."""
+    parts = [support_of(task, seed) for seed in SEEDS]
     test = hidden_features(encoder, task.test.tokens, lora_b)[feature]
-    found = []
-    for seed in SEEDS:
-        part = support_of(task, seed)
+    found: tuple[list, list] = ([], [])
+    for part in parts:
         support = hidden_features(encoder, part.tokens, lora_b)[feature]
-        found.append(head_accuracies(support, part.labels, task.ways, test, task.test.labels, unit))
+        for unit, rows in zip((False, True), found, strict=True):
+            rows.append(head_accuracies(support, part.labels, task.ways, test, task.test.labels, unit))
     return found
 
 
 def baselines(encoder: AdaptedBert, task: EncodedTask, multitask: Tensor, mean: Tensor, default: Tensor) -> dict:
     """The frozen body, the default adapter, the multi-task adapter, the mean adapter."""
-    return {
-        "frozen, mean pooled": fixed_adapter(encoder, task, None, "mean"),
-        "frozen, mean pooled, unit length": fixed_adapter(encoder, task, None, "mean", unit=True),
-        "default adapter": fixed_adapter(encoder, task, default, "pooler"),
-        "multi-task": fixed_adapter(encoder, task, multitask, "pooler"),
-        "mean adapter": fixed_adapter(encoder, task, mean, "pooler"),
+    plain, unit = fixed_adapter(encoder, task, None, "mean")
+    adapters = {"default adapter": default, "multi-task": multitask, "mean adapter": mean}
+    return {"frozen, mean pooled": plain, "frozen, mean pooled, unit length": unit} | {
+        name: fixed_adapter(encoder, task, lora_b, "pooler")[0] for name, lora_b in adapters.items()
     }
 
 
@@ -80,10 +79,10 @@ def generated(
         found["generated, closed form"].append(head_accuracies(support, part.labels, task.ways, test, task.test.labels))
         said = zip(made.candidates.tolist(), made.weights.tolist(), strict=True)
         found["weights"].append({[*names, "default"][i]: round(w, 3) for i, w in said if w > 0.02})
-        first = made.candidates[made.weights.argmax()][None]
-        alone = Generated(bank.adapters(first)[0], made.classifier, first, torch.ones(1))
-        found["nearest training adapter"].append(_with_head(encoder, task, generator, bank, part, alone))
         if seed == SEEDS[0]:
+            first = made.candidates[made.weights.argmax()][None]
+            alone = Generated(bank.adapters(first)[0], made.classifier, first, torch.ones(1))
+            found["nearest training adapter"].append(_with_head(encoder, task, generator, bank, part, alone))
             wrong = support_of(other, seed)
             shuffled = generator.generate(encoder, bank, wrong.tokens, wrong.labels, other.ways, seed)
             found["condition of another task"].append(_with_head(encoder, task, generator, bank, part, shuffled))

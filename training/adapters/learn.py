@@ -25,8 +25,8 @@ ROWS, TRIED = 64, 8  # rows of an episode, support and queries; candidates that 
 class LearnConfig:
     """`steps` of Adam at `rate`, `group` episodes each."""
 
-    steps: int = 150
-    group: int = 24
+    steps: int = 75
+    group: int = 16
     rate: float = 0.03
     seed: int = 0
 
@@ -135,5 +135,5 @@ def learn(
         if step % 25 == 0:
             log(
                 f"generator: step {step}, loss {sum(losses[-25:]) / 25:.3f}, accuracy of the first candidate "
-                f"{sum(right[-600:]) / len(right[-600:]):.3f}, {time.monotonic() - began:.0f} s"
+                f"{sum(right[-400:]) / len(right[-400:]):.3f}, {time.monotonic() - began:.0f} s"
             )
