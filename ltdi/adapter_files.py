@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ltdi.adapter_bank import AdapterGenerator, Bank
+from ltdi.adapter_bank import Bank
+from ltdi.adapter_generator import AdapterGenerator
 from ltdi.bodies.adapted import AdaptedBert, load_weights, peft_tensors, tokenize
 from ltdi.bodies.sentence import model_folder, weights_digest
 from ltdi.denoisers.adapter_tokens import AdapterTokens, AdapterTokensConfig
@@ -106,8 +107,7 @@ def load_maker(folder: Path) -> AdapterMaker:
         config = AdapterConfig(**said | {"tasks": tuple(said["tasks"])})
         lora_a = tensors.pop("lora_a")
         bank = Bank(**{field.name: tensors.pop(f"{BANK}{field.name}") for field in fields(Bank)})
-        denoiser = AdapterTokens(config.denoiser, Schedule(config.schedule), bank.shape[0])
-        generator = AdapterGenerator(denoiser, tuple(bank.anchor.shape))
+        generator = AdapterGenerator(AdapterTokens(config.denoiser, Schedule(config.schedule)))
         generator.load_state_dict({name.removeprefix(GENERATOR): value for name, value in tensors.items()})
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DamagedFile(f"the generator of adapters in {folder.name!r} is not whole: {error}") from error

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 
 from tests.ltdi.test_adapter_bank import a_bank, a_generator
 from tests.tiny_bert import tiny_bert, tiny_tokens
 from training.adapters.encoded import EncodedTask, Part
 from training.adapters.fast import FastBert
 from training.adapters.fit import FitConfig, accuracy, dropped, equal_length, fit_adapter, task_loss
-from training.adapters.heads import left_out_errors
-from training.adapters.learn import Field, LearnConfig, draw_episode, episode_loss, learn
+from training.adapters.learn import Episode, LearnConfig, draw_rows, episode_loss, learn, read_episode
 from training.adapters.multitask import MultiTaskConfig, train_multitask
 from training.adapters.start import similarity_loss
 from training.adapters.store import final, prepare, read_store
@@ -95,54 +93,42 @@ def test_similarities_do_not_change_under_rotation() -> None:
     assert similarity_loss(features.flip(0), features) > 0.01
 
 
-def test_leave_one_out_in_closed_form_is_leave_one_out() -> None:
-    draw = torch.Generator().manual_seed(0)
-    labels = torch.arange(2).repeat_interleave(8)
-    features = torch.randn(16, 6, generator=draw) + labels[:, None]
-    right, error = left_out_errors(features, labels, 2)
-    z = features - features.mean(0)
-    z = z / z.norm(dim=1).mean()
-    y = F.one_hot(labels, 2).float()
-    answers = []
-    for i in range(16):
-        rest = torch.arange(16) != i
-        x, target = z[rest], y[rest]
-        centre, middle = x.mean(0), target.mean(0)
-        gram = (x - centre).T @ (x - centre) + torch.eye(6)
-        weights = torch.linalg.solve(gram, (x - centre).T @ (target - middle))
-        answers.append((z[i] - centre) @ weights + middle)
-    answers = torch.stack(answers)
-    assert right == float((answers.argmax(1) == labels).float().mean())
-    assert abs(error - float((answers - y).square().mean())) < 1e-4
-
-
 def test_an_episode_holds_a_support_set_and_queries_of_the_same_classes() -> None:
     draw = torch.Generator().manual_seed(0)
     for _ in range(10):
-        episode = draw_episode(a_task("many", 4), draw, 0.5)
-        own = episode.labels[: episode.support]
-        assert len(episode.labels) == 64
-        assert own.bincount().tolist() == [episode.support // episode.ways] * episode.ways
-        assert episode.whole == (episode.ways == 4)
+        part, count, ways = draw_rows(a_task("many", 4), draw)
+        assert len(part) == 64
+        assert part.labels[:count].bincount().tolist() == [count // ways] * ways
+        assert int(part.labels.max()) < ways
 
 
-def test_learning_moves_the_generator_and_keeps_the_encoder() -> None:
-    bank, _ = a_bank()
-    encoder, generator = tiny_bert(kind=FastBert), a_generator()
-    before = {name: value.clone() for name, value in generator.state_dict().items()}
-    field = Field([a_task("one"), a_task("two", 3)], bank, torch.ones(5), torch.zeros(2, 4, *bank.shape))
-    learn(generator, encoder, [field], LearnConfig(episodes=8, group=2))
-    moved = [name for name, value in generator.state_dict().items() if not torch.equal(value, before[name])]
-    assert {"denoiser.log_sharpness", "denoiser.nothing", "head.log_lambda", "head.log_gamma", "shift"} <= set(moved)
+def some_episodes() -> list[Episode]:
+    bank, encoder = a_bank()[0], tiny_bert(kind=FastBert)
+    draw, allowed = torch.Generator().manual_seed(0), torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    adapters = bank.adapters(torch.arange(6))
+    with torch.no_grad():
+        return [read_episode(encoder, bank, adapters, a_task("made", ways), allowed, draw) for ways in (2, 3, 2)]
 
 
-def test_the_task_loss_reaches_the_chain_through_the_encoder() -> None:
-    bank, _ = a_bank()
-    encoder, generator = tiny_bert(), a_generator()
-    field = Field([a_task("one")], bank, torch.ones(5), torch.zeros(1, 4, *bank.shape))
-    episode = draw_episode(field.tasks[0], torch.Generator().manual_seed(0), 0.0)
-    noise = torch.randn(1, *bank.shape, generator=torch.Generator().manual_seed(1))
-    loss, _, _ = episode_loss(generator, encoder, field, episode, noise)
-    loss.backward()
-    assert generator.denoiser.gain.grad[1].abs().sum() > 0
-    assert generator.denoiser.relate[2].weight.grad.abs().sum() > 0
+def test_an_episode_is_read_under_allowed_candidates_only() -> None:
+    for episode in some_episodes():
+        assert 1 not in episode.chosen.tolist()
+        assert episode.chosen[-1] == 5
+        assert episode.support.shape[:2] == (5, len(episode.labels))
+        assert len(episode.labels) + len(episode.wanted) == 64
+
+
+def test_learning_lowers_the_loss_and_stored_tasks_of_the_outer_fold_count_nothing() -> None:
+    bank, episodes, folds = a_bank()[0], some_episodes(), torch.tensor([0, 1, 2, 3, 3, -9])
+    generator = a_generator()
+
+    def loss() -> float:
+        return sum(episode_loss(generator, bank, episode, folds, 3)[0].item() for episode in episodes)
+
+    before = loss()
+    learn(generator, bank, episodes, folds, 3, LearnConfig(steps=25, group=3), print)
+    assert loss() < before
+    for episode in episodes:
+        banned = folds[episode.chosen] == 3
+        episode.support[banned] = float("nan")
+    assert loss() == loss()

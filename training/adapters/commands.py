@@ -11,11 +11,20 @@ from torch import Tensor
 
 from ltdi.bodies.adapted import AdaptedBert
 from ltdi.files import read_safetensors, write_json
-from training.adapters.banks import fold_bank, mean_adapter, others, read_multitask, stored_of, write_multitask
+from training.adapters.banks import (
+    bank_of,
+    banked,
+    mean_adapter,
+    others,
+    read_multitask,
+    stored_of,
+    write_frozen,
+    write_multitask,
+)
 from training.adapters.encoded import EncodedTask, encoded_tasks, load_encoder
 from training.adapters.evaluate import SEEDS, baselines, generated, kept, picked
 from training.adapters.fit import FitConfig
-from training.adapters.generators import field_of, new_generator, read_generator, write_generator
+from training.adapters.generators import full_bank, new_generator, read_episodes, read_generator, write_generator
 from training.adapters.learn import LearnConfig, learn
 from training.adapters.multitask import MultiTaskConfig, train_multitask
 from training.adapters.start import StartConfig, learn_start, save_start
@@ -72,17 +81,30 @@ def run_multitask(args: argparse.Namespace) -> None:
         write_multitask(args.out, fold, known, lora_b, heads)
 
 
-def run_baselines(args: argparse.Namespace) -> None:
-    """The comparators that need no search, on the measured tasks of each fold."""
+def run_default(args: argparse.Namespace) -> None:
+    """The adapter for tasks without a relative: the start, learned on for longer, A fixed."""
     encoder, start = started(args)
     tasks = tasks_of(args)
+    lora_a, lora_b = learn_start(encoder, tasks, StartConfig(steps=100, learn_a=False, seed=1), say, start)
+    save_start(args.out / "default.safetensors", lora_a, lora_b)
+
+
+def run_frozen(args: argparse.Namespace) -> None:
+    """The classifiers of the bank's tasks on the frozen body."""
+    encoder, _ = started(args)
+    write_frozen(args.out, encoder, banked(tasks_of(args)))
+
+
+def run_baselines(args: argparse.Namespace) -> None:
+    """The comparators that need no search, on the measured tasks of each fold."""
+    encoder, _ = started(args)
+    tasks = tasks_of(args)
+    default = read_safetensors(args.out / "default.safetensors", "default adapter")[0]["lora_b"]
     for fold in folds_of(args):
-        known = others(tasks, fold)
-        multitask, _ = read_multitask(args.out, fold, known)
-        mean = mean_adapter(stored_of(args.out, known))
+        multitask, mean = read_multitask(args.out, fold), mean_adapter(stored_of(args.out, others(tasks, fold)))
         for task in measured(tasks, fold):
             path = args.out / "eval" / f"{task.name}.baselines.json"
-            found = kept(path, baselines, encoder, task, multitask, mean, start)
+            found = kept(path, baselines, encoder, task, multitask, mean, default)
             say(f"{task.name}: " + ", ".join(f"{name} {best_of(rows):.1f}" for name, rows in found.items()))
 
 
@@ -101,17 +123,16 @@ def run_picked(args: argparse.Namespace) -> None:
 
 
 def run_learn(args: argparse.Namespace) -> None:
-    """A generator for each fold, learned on episodes of the other folds' tasks."""
+    """A generator for each fold, learned on episodes of the other folds' tasks; fold -1 learns on all."""
     encoder, _ = started(args)
     tasks = tasks_of(args)
-    for fold in folds_of(args):
-        path = args.out / f"generator{fold}.safetensors"
-        if path.is_file():
-            continue
-        generator = new_generator(encoder.target)
-        fields = [field_of(args.out, tasks, inner, fold) for inner in range(len(FOLDS)) if inner != fold]
-        learn(generator, encoder, fields, LearnConfig(), say)
-        write_generator(path, generator)
+    bank, adapters = full_bank(args.out, banked(tasks))
+    episodes = read_episodes(args.out, encoder, tasks, bank, adapters, say)
+    folds = torch.tensor([task.fold for task in banked(tasks)] + [-9])
+    for fold in [*folds_of(args)]:
+        generator = new_generator()
+        learn(generator, bank, episodes, folds, fold, LearnConfig(), say)
+        write_generator(args.out / f"generator{fold}.safetensors", generator)
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -119,14 +140,13 @@ def run_evaluate(args: argparse.Namespace) -> None:
     encoder, _ = started(args)
     tasks = tasks_of(args)
     for fold in folds_of(args):
-        known = others(tasks, fold)
-        names, adapters = [task.name for task in known], final(stored_of(args.out, known))
-        bank, generator = fold_bank(args.out, tasks, fold), read_generator(args.out / f"generator{fold}.safetensors", encoder)
-        own = measured(tasks, fold)
+        known = banked(others(tasks, fold))
+        bank, generator = bank_of(args.out, known), read_generator(args.out / f"generator{fold}.safetensors")
+        own, names = measured(tasks, fold), [task.name for task in known]
         for i, task in enumerate(own):
             path = args.out / "eval" / f"{task.name}.generated.json"
-            found = kept(path, generated, encoder, task, generator, bank, names, adapters, own[i - 1])
-            say(f"{task.name}: {found['generated']} {found['multi-task, generated head']} {found['weights']}")
+            found = kept(path, generated, encoder, task, generator, bank, names, own[i - 1])
+            say(f"{task.name}: {found['generated']} nearest {found['nearest training adapter']} {found['weights']}")
 
 
 def run_table(args: argparse.Namespace) -> None:
@@ -168,6 +188,8 @@ def tasks_of(args: argparse.Namespace) -> Sequence[EncodedTask]:
 STAGES = {
     "start": run_start,
     "prepare": run_prepare,
+    "default": run_default,
+    "frozen": run_frozen,
     "multitask": run_multitask,
     "baselines": run_baselines,
     "picked": run_picked,

@@ -6,14 +6,16 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltdi.adapter_bank import AdapterGenerator, Bank
+from ltdi.adapter_bank import Bank, left_out
+from ltdi.adapter_generator import AdapterGenerator, Generated
 from ltdi.bodies.adapted import AdaptedBert
 from ltdi.files import write_json
 from training.adapters.encoded import EncodedTask, Part, hidden_features
-from training.adapters.heads import head_accuracies, left_out_errors, percent
+from training.adapters.heads import head_accuracies, percent
 
 SEEDS, SHOTS = (0, 1, 2), 16
 
@@ -23,25 +25,24 @@ def support_of(task: EncodedTask, seed: int) -> Part:
     return task.train.take(task.draw(seed, SHOTS))
 
 
-def fixed_adapter(encoder: AdaptedBert, task: EncodedTask, lora_b: Tensor | None, feature: str, unit: bool = False) -> list:
-    """Each seed's accuracies by closed form under one adapter."""
+def fixed_adapter(encoder: AdaptedBert, task: EncodedTask, lora_b: Tensor | None, feature: str) -> tuple[list, list]:
+    """Each seed's accuracies by closed form under one adapter: on the features as they are, and at unit length."""
+    parts = [support_of(task, seed) for seed in SEEDS]
     test = hidden_features(encoder, task.test.tokens, lora_b)[feature]
-    found = []
-    for seed in SEEDS:
-        part = support_of(task, seed)
+    found: tuple[list, list] = ([], [])
+    for part in parts:
         support = hidden_features(encoder, part.tokens, lora_b)[feature]
-        found.append(head_accuracies(support, part.labels, task.ways, test, task.test.labels, unit))
+        for unit, rows in zip((False, True), found, strict=True):
+            rows.append(head_accuracies(support, part.labels, task.ways, test, task.test.labels, unit))
     return found
 
 
-def baselines(encoder: AdaptedBert, task: EncodedTask, multitask: Tensor, mean: Tensor, start: Tensor) -> dict:
-    """The frozen body, the start, the multi-task adapter, the mean adapter."""
-    return {
-        "frozen, mean pooled": fixed_adapter(encoder, task, None, "mean"),
-        "frozen, mean pooled, unit length": fixed_adapter(encoder, task, None, "mean", unit=True),
-        "start": fixed_adapter(encoder, task, start, "pooler"),
-        "multi-task": fixed_adapter(encoder, task, multitask, "pooler"),
-        "mean adapter": fixed_adapter(encoder, task, mean, "pooler"),
+def baselines(encoder: AdaptedBert, task: EncodedTask, multitask: Tensor, mean: Tensor, default: Tensor) -> dict:
+    """The frozen body, the default adapter, the multi-task adapter, the mean adapter."""
+    plain, unit = fixed_adapter(encoder, task, None, "mean")
+    adapters = {"default adapter": default, "multi-task": multitask, "mean adapter": mean}
+    return {"frozen, mean pooled": plain, "frozen, mean pooled, unit length": unit} | {
+        name: fixed_adapter(encoder, task, lora_b, "pooler")[0] for name, lora_b in adapters.items()
     }
 
 
@@ -50,7 +51,7 @@ def picked(encoder: AdaptedBert, task: EncodedTask, names: Sequence[str], adapte
     part, said = support_of(task, seed), []
     for lora_b in adapters:
         features = hidden_features(encoder, part.tokens, lora_b)["pooler"]
-        right, error = left_out_errors(features, part.labels, task.ways)
+        right, error = left_out(features, part.labels, task.ways, features[:0], 1.0, 0.0)
         said.append((right, -error))
     best = max(range(len(said)), key=lambda i: said[i])
     support = hidden_features(encoder, part.tokens, adapters[best])["pooler"]
@@ -59,45 +60,43 @@ def picked(encoder: AdaptedBert, task: EncodedTask, names: Sequence[str], adapte
 
 
 def generated(
-    encoder: AdaptedBert, task: EncodedTask, generator: AdapterGenerator, bank: Bank, names: Sequence[str], adapters: Tensor,
-    other: EncodedTask,
-) -> dict:  # fmt: skip
-    """The generated adapter with its own head and with closed forms; its head on the anchor; the controls.
+    encoder: AdaptedBert, task: EncodedTask, generator: AdapterGenerator, bank: Bank, names: Sequence[str], other: EncodedTask
+) -> dict:
+    """The generated adapter with its own head and with closed forms, and the controls.
 
     Args:
-        names, adapters: the stored tasks and their final adapters.
+        names: of the stored tasks, without the default.
         other: the task whose support the control is conditioned on.
     """
-    own, closed, anchored, weights, control, nearest = [], [], [], [], [], []
-    anchor_test = hidden_features(encoder, task.test.tokens, bank.anchor)["pooler"]
+    found: dict[str, list] = {"generated": [], "generated, closed form": [], "nearest training adapter": [],
+                              "condition of another task": [], "weights": []}  # fmt: skip
     for seed in SEEDS:
         part = support_of(task, seed)
         made = generator.generate(encoder, bank, part.tokens, part.labels, task.ways, seed)
         test = hidden_features(encoder, task.test.tokens, made.lora_b)["pooler"]
-        own.append(_answered(test, made.classifier, task))
+        found["generated"].append(_answered(test, made.classifier, task))
         support = hidden_features(encoder, part.tokens, made.lora_b)["pooler"]
-        closed.append(head_accuracies(support, part.labels, task.ways, test, task.test.labels))
-        anchor = hidden_features(encoder, part.tokens, bank.anchor)["pooler"]
-        head = generator.head(anchor, part.labels, task.ways, bank, made.weights).detach()
-        anchored.append(_answered(anchor_test, head, task))
-        top = made.weights.topk(3)
-        weights.append({names[int(i)]: round(float(w), 3) for w, i in zip(top.values, top.indices, strict=True)})
+        found["generated, closed form"].append(head_accuracies(support, part.labels, task.ways, test, task.test.labels))
+        said = zip(made.candidates.tolist(), made.weights.tolist(), strict=True)
+        found["weights"].append({[*names, "default"][i]: round(w, 3) for i, w in said if w > 0.02})
         if seed == SEEDS[0]:
+            first = made.candidates[made.weights.argmax()][None]
+            alone = Generated(bank.adapters(first)[0], made.classifier, first, torch.ones(1))
+            found["nearest training adapter"].append(_with_head(encoder, task, generator, bank, part, alone))
             wrong = support_of(other, seed)
             shuffled = generator.generate(encoder, bank, wrong.tokens, wrong.labels, other.ways, seed)
-            control.append(_with_head(encoder, task, generator, bank, part, shuffled.lora_b, shuffled.weights))
-            near = adapters[int(made.weights.argmax())]
-            nearest.append(_with_head(encoder, task, generator, bank, part, near, made.weights))
-    return {"generated": own, "generated, closed form": closed, "multi-task, generated head": anchored,
-            "condition of another task": control, "nearest training adapter": nearest, "weights": weights}  # fmt: skip
+            found["condition of another task"].append(_with_head(encoder, task, generator, bank, part, shuffled))
+    return found
 
 
 def _with_head(
-    encoder: AdaptedBert, task: EncodedTask, generator: AdapterGenerator, bank: Bank, part: Part, lora_b: Tensor, weights: Tensor
-) -> float:  # fmt: skip
-    support = hidden_features(encoder, part.tokens, lora_b)["pooler"]
-    test = hidden_features(encoder, task.test.tokens, lora_b)["pooler"]
-    return _answered(test, generator.head(support, part.labels, task.ways, bank, weights).detach(), task)
+    encoder: AdaptedBert, task: EncodedTask, generator: AdapterGenerator, bank: Bank, part: Part, made: Generated
+) -> float:
+    """Accuracy of another adapter with the head of this support."""
+    support = hidden_features(encoder, part.tokens, made.lora_b)["pooler"]
+    test = hidden_features(encoder, task.test.tokens, made.lora_b)["pooler"]
+    head = generator.classifier(support, part.labels, task.ways, bank, made.candidates, made.weights)
+    return _answered(test, head, task)
 
 
 def _answered(test: Tensor, head: Tensor, task: EncodedTask) -> float:

@@ -1,27 +1,32 @@
-"""Generators between memory and file, and the fields that they are learned on."""
+"""Generators and their episodes between memory and file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ltdi.adapter_bank import AdapterGenerator
-from ltdi.bodies.adapted import AdaptedBert, Target
+from ltdi.adapter_bank import Bank
+from ltdi.adapter_generator import AdapterGenerator
+from ltdi.bodies.adapted import AdaptedBert
 from ltdi.denoisers.adapter_tokens import AdapterTokens, AdapterTokensConfig
 from ltdi.files import read_safetensors, write_safetensors
 from ltdi.schedule import Schedule, ScheduleConfig
-from training.adapters.banks import fold_bank, others, stored_of
+from training.adapters.banks import bank_of, banked, stored_of
 from training.adapters.encoded import EncodedTask
-from training.adapters.learn import Field
+from training.adapters.learn import Episode, read_episode
+from training.adapters.store import final
+
+EACH = 1  # episodes a task
 
 
-def new_generator(target: Target, seed: int = 0) -> AdapterGenerator:
-    """A generator before learning: it weighs stored tasks by how well their classifiers separate the support."""
+def new_generator(seed: int = 0) -> AdapterGenerator:
+    """A generator before learning: it weighs candidates by how well the support is told apart under them."""
     torch.manual_seed(seed)
-    denoiser = AdapterTokens(AdapterTokensConfig(), Schedule(ScheduleConfig()), 2 * target.layers)
-    return AdapterGenerator(denoiser, (target.layers, 2, target.size, target.rank))
+    return AdapterGenerator(AdapterTokens(AdapterTokensConfig(), Schedule(ScheduleConfig())))
 
 
 def write_generator(path: Path, generator: AdapterGenerator) -> None:
@@ -29,19 +34,44 @@ def write_generator(path: Path, generator: AdapterGenerator) -> None:
     write_safetensors(path, dict(generator.state_dict()), {"what": "generator of adapters"})
 
 
-def read_generator(path: Path, encoder: AdaptedBert) -> AdapterGenerator:
+def read_generator(path: Path) -> AdapterGenerator:
     """A kept generator."""
-    generator = new_generator(encoder.target)
+    generator = new_generator()
     generator.load_state_dict(read_safetensors(path, "generator")[0])
-    return generator.eval()
+    return generator.eval().requires_grad_(False)
 
 
-def field_of(out: Path, tasks: Sequence[EncodedTask], inner: int, outer: int) -> Field:
-    """Episodes of the fold `inner` with the bank made without it, stored tasks of the fold `outer` not allowed."""
-    bank = fold_bank(out, tasks, inner)
-    known, own = others(tasks, inner), [task for task in tasks if task.fold == inner]
-    allowed = torch.tensor([float(task.fold != outer) for task in known])
-    waypoints = torch.stack([one.lora_b for one in stored_of(out, own)]) - bank.anchor
-    moved = waypoints.flatten(4, 5).flatten(2, 3)
-    coordinates = torch.einsum("tmwp,wkp->tmwk", moved, bank.basis) / bank.spread[:, None]
-    return Field(own, bank, allowed, coordinates)
+def full_bank(out: Path, tasks: Sequence[EncodedTask]) -> tuple[Bank, Tensor]:
+    """The bank of these tasks, and their final adapters with the default's last, as they are stored."""
+    default = read_safetensors(out / "default.safetensors", "default adapter")[0]["lora_b"]
+    return bank_of(out, tasks), torch.cat([final(stored_of(out, tasks)), default[None]])
+
+
+def read_episodes(
+    out: Path, encoder: AdaptedBert, tasks: Sequence[EncodedTask], bank: Bank, adapters: Tensor, log: Callable
+) -> list[Episode]:
+    """Episodes of every task, its own source not allowed; a file each, kept. The bank is that of all tasks."""
+    sources = [task.source for task in banked(tasks)]
+    episodes = []
+    for i in range(EACH * len(tasks)):
+        task = tasks[i % len(tasks)]
+        path = out / "episodes" / f"{task.name}.{i // len(tasks)}.safetensors"
+        if not path.is_file():
+            draw = torch.Generator().manual_seed(i)
+            allowed = torch.tensor([float(source != task.source) for source in sources] + [1.0])
+            with torch.no_grad():
+                made = read_episode(encoder, bank, adapters, task, allowed, draw)
+            _write(path, made)
+            log(f"episode {i + 1} of {EACH * len(tasks)}: {task.name}")
+        episodes.append(_read(path))
+    return episodes
+
+
+def _write(path: Path, episode: Episode) -> None:
+    tensors = {field.name: torch.as_tensor(getattr(episode, field.name)) for field in fields(Episode)}
+    write_safetensors(path, tensors, {})
+
+
+def _read(path: Path) -> Episode:
+    tensors, _ = read_safetensors(path, "episode")
+    return Episode(**tensors | {"ways": int(tensors["ways"]), "fold": int(tensors["fold"])})

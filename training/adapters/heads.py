@@ -44,20 +44,3 @@ def head_accuracies(support: Tensor, labels: Tensor, ways: int, test: Tensor, wa
 def percent(answers: Tensor, wanted: Tensor) -> float:
     """Per cent of the rows whose largest logit is the wanted class."""
     return round(float((answers.argmax(1) == wanted).float().mean()) * 100, 2)
-
-
-def left_out_errors(features: Tensor, labels: Tensor, ways: int, strength: float = 1.0) -> tuple[float, float]:
-    """Leave-one-out accuracy and mean squared error of ridge regression on centred, scaled features, in closed form.
-
-    Args:
-        features: `[M, D]`.
-    """
-    z = features - features.mean(0)
-    z = z / z.norm(dim=1).mean()
-    y = F.one_hot(labels, ways).to(z)
-    y = y - y.mean(0)
-    gram = z @ z.T
-    hat = torch.linalg.solve(gram + strength * torch.eye(len(z)), gram)
-    leverage = (hat.diagonal() + 1 / len(z)).clamp_max(0.999)
-    predicted = y - (y - hat @ y) / (1 - leverage)[:, None]
-    return float((predicted.argmax(1) == labels).float().mean()), float((predicted - y).square().mean())

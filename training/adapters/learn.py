@@ -1,4 +1,8 @@
-"""Learning the generator of adapters end to end: by the loss of the finished adapter with its head, on queries."""
+"""Learning the generator by the task loss of the finished adapter with its head, on queries.
+
+The loss of an episode is the expected loss over the candidates, each with its head, under the weights that the denoiser
+gives them. The encoder has no part in the gradient, so that an episode's features under its candidates are read once.
+"""
 
 from __future__ import annotations
 
@@ -10,64 +14,46 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltdi.adapter_bank import AdapterGenerator, Bank, relations
-from ltdi.bodies.adapted import AdaptedBert, Tokens
-from ltdi.denoisers.adapter_tokens import AdapterCondition
-from ltdi.objective import training_state, trajectory_loss
-from training.adapters.encoded import EncodedTask
+from ltdi.adapter_bank import Bank, candidates, evidence, retrieve
+from ltdi.adapter_generator import AdapterGenerator
+from training.adapters.encoded import EncodedTask, FastBert, Part, hidden_features
 
-ROWS = 64  # of an episode, support and queries
+ROWS, TRIED = 64, 8  # rows of an episode, support and queries; candidates that its features are read under
 
 
 @dataclass(frozen=True)
 class LearnConfig:
-    """How the generator is learned.
+    """`steps` of Adam at `rate`, `group` episodes each."""
 
-    Args:
-        episodes: in all.
-        group: episodes a step.
-        rate: of Adam, for the denoiser and the head.
-        shift_rate: of Adam, for what every adapter has beside the anchor; 0 keeps it at nothing.
-        trajectory_weight: of Eq. 2 beside the task loss.
-        subset: share of the episodes of a task of many classes that take a few of its classes.
-    """
-
-    episodes: int = 160
-    group: int = 4
-    rate: float = 0.05
-    shift_rate: float = 1e-3
-    trajectory_weight: float = 0.1
-    subset: float = 0.5
+    steps: int = 75
+    group: int = 16
+    rate: float = 0.03
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Episode:
-    """A task of some classes: tokens `[64]`, labels `[64]`, the first `support` rows its support set."""
-
-    tokens: Tokens
-    labels: Tensor
-    support: int
-    ways: int
-    whole: bool
-
-
-@dataclass(frozen=True)
-class Field:
-    """Where episodes of a fold come from: its tasks, the bank that was made without them, and the stored tasks allowed.
+    """A drawn task under its candidates.
 
     Args:
-        own: waypoints of each task in the bank's coordinates, `[tasks, m + 1, W, K]`; for Eq. 2.
+        chosen: `[C]`, the default last.
+        evidence: `[C, F]`.
+        support, queries: `[C, M, D]`, features under each.
+        labels, wanted: `[M]`, classes of support and queries.
     """
 
-    tasks: Sequence[EncodedTask]
-    bank: Bank
-    allowed: Tensor
-    own: Tensor
+    chosen: Tensor
+    evidence: Tensor
+    support: Tensor
+    queries: Tensor
+    labels: Tensor
+    wanted: Tensor
+    ways: int
+    fold: int
 
 
-def draw_episode(task: EncodedTask, draw: torch.Generator, subset: float) -> Episode:
-    """Support and queries of a task or, of a task of many classes, of some of its classes."""
+def draw_rows(task: EncodedTask, draw: torch.Generator, subset: float = 0.5) -> tuple[Part, int, int]:
+    """Support then queries of a task or, of a task of many classes, of some of its classes; rows of support; N."""
     classes = torch.arange(task.ways)
     if task.ways > 2 and torch.rand((), generator=draw) < subset:
         count = int(torch.randint(2, min(task.ways, 5), (1,), generator=draw))
@@ -84,71 +70,70 @@ def draw_episode(task: EncodedTask, draw: torch.Generator, subset: float) -> Epi
     queries = queries[torch.randperm(len(queries), generator=draw)][: ROWS - ways * shots]
     part = task.train.take(torch.cat([*support, queries]))
     labels = (part.labels[:, None] == classes).int().argmax(1)
-    return Episode(part.tokens, labels, ways * shots, ways, ways == task.ways)
+    return Part(part.tokens, labels), ways * shots, ways
 
 
-def pooled(encoder: AdaptedBert, tokens: Tokens, lora_b: Tensor, chunk: int = 32) -> Tensor:
-    """Pooler features `[M, D]` under one adapter, with a gradient; rows are read by length."""
-    order = tokens.mask.sum(1).argsort()
-    out = []
-    for start in range(0, len(order), chunk):
-        out.append(encoder.pooler(encoder.hidden(tokens.take(order[start : start + chunk]), lora_b[None])[:, 0]))
-    return torch.cat(out)[order.argsort()]
+def read_episode(
+    encoder: FastBert, bank: Bank, adapters: Tensor, task: EncodedTask, allowed: Tensor, draw: torch.Generator
+) -> Episode:
+    """An episode with its features under its candidates.
+
+    Args:
+        adapters: `[T, layers, 2, D, rank]`, of the bank's tasks, the default last.
+        allowed: `[T]`, 0 for the task's own source.
+    """
+    part, count, ways = draw_rows(task, draw)
+    support = part.take(torch.arange(count))
+    frozen = hidden_features(encoder, support.tokens)["mean"]
+    score = retrieve(bank, frozen, support.labels, ways, task.pairs)
+    chosen = candidates(bank, score, allowed, TRIED)
+    features = torch.stack([hidden_features(encoder, part.tokens, adapters[i])["pooler"] for i in chosen])
+    told = evidence(bank, chosen, features[:, :count], score, support.labels, ways)
+    return Episode(
+        chosen, told, features[:, :count], features[:, count:], support.labels, part.labels[count:], ways, task.fold
+    )
 
 
-def episode_loss(
-    generator: AdapterGenerator, encoder: AdaptedBert, field: Field, episode: Episode, noise: Tensor
-) -> tuple[Tensor, float, AdapterCondition]:
-    """Cross entropy over log N of the queries under the generated adapter and head, their accuracy, the condition."""
-    bank, own = field.bank, episode.labels[: episode.support]
-    support = episode.tokens.take(torch.arange(episode.support))
-    with torch.no_grad():
-        seen = pooled(encoder, support, bank.anchor)
-        told = relations(bank, seen, own, episode.ways, bool(support.kinds.any()))[None]
-    condition = AdapterCondition(told, bank.trajectories, field.allowed[None])
-    x, weights = generator.coordinates(noise, condition)
-    features = pooled(encoder, episode.tokens, generator.decode(bank, x)[0])
-    head = generator.head(features[: episode.support], own, episode.ways, bank, weights[0])
-    answers = F.linear(features[episode.support :], head[:, :-1], head[:, -1])
-    wanted = episode.labels[episode.support :]
-    loss = F.cross_entropy(answers, wanted) / torch.tensor(float(episode.ways)).log()
-    return loss, float((answers.argmax(1) == wanted).float().mean()), condition
+def episode_loss(generator: AdapterGenerator, bank: Bank, episode: Episode, folds: Tensor, outer: int) -> tuple[Tensor, float]:
+    """Expected cross entropy over log N of the queries, and the accuracy under the candidate of the greatest weight.
+
+    Args:
+        folds: `[T]`, of the stored tasks; those of `outer` are not allowed.
+    """
+    allowed = (folds[episode.chosen] != outer).float()
+    weights = torch.softmax(generator.denoiser.told(episode.evidence[None], allowed[None])[0], dim=0)
+    losses, right = [], []
+    for c in allowed.nonzero().flatten().tolist():
+        rows = bank.own[bank.owner == episode.chosen[c]]
+        head = generator.head(episode.support[c], episode.labels, episode.ways, rows, torch.ones(len(rows)))
+        answers = F.linear(episode.queries[c], head[:, :-1], head[:, -1])
+        losses.append(weights[c] * F.cross_entropy(answers, episode.wanted))
+        right.append(float((answers.argmax(1) == episode.wanted).float().mean()))
+    best = int(weights[allowed.bool()].argmax())
+    return torch.stack(losses).sum() / torch.tensor(float(episode.ways)).log(), right[best]
 
 
 def learn(
-    generator: AdapterGenerator, encoder: AdaptedBert, fields: Sequence[Field], config: LearnConfig, log: Callable = print
-) -> None:
-    """Train the generator in place on episodes of the fields' tasks."""
+    generator: AdapterGenerator, bank: Bank, episodes: Sequence[Episode], folds: Tensor, outer: int, config: LearnConfig,
+    log: Callable = print,
+) -> None:  # fmt: skip
+    """Train the generator in place on the episodes of the other folds."""
     draw = torch.Generator().manual_seed(config.seed)
-    schedule = generator.denoiser.schedule
-    small = [*generator.denoiser.parameters(), *generator.head.parameters()]
-    optimiser = torch.optim.Adam([{"params": small}, {"params": [generator.shift]}], lr=config.rate)
-    total = config.episodes // config.group + 1
-    most = [config.rate, max(config.shift_rate, 1e-12)]
-    rates = torch.optim.lr_scheduler.OneCycleLR(optimiser, most, total_steps=total, pct_start=0.1)
-    places = [(field, i) for field in fields for i in range(len(field.tasks))]
-    order: list[int] = []
+    own = [episode for episode in episodes if episode.fold != outer]
+    optimiser = torch.optim.Adam(generator.parameters(), lr=config.rate)
     began, losses, right = time.monotonic(), [], []
-    for count in range(1, config.episodes + 1):
-        order = order or torch.randperm(len(places), generator=draw).tolist()
-        field, i = places[order.pop()]
-        episode = draw_episode(field.tasks[i], draw, config.subset)
-        noise = torch.randn(1, *field.bank.shape, generator=draw)
-        loss, accuracy, condition = episode_loss(generator, encoder, field, episode, noise)
-        losses.append(loss.item())
-        right.append(accuracy)
-        if config.trajectory_weight and episode.whole:
-            t = int(torch.randint(1, schedule.steps + 1, (1,), generator=draw))
-            state = training_state(schedule, field.own[i : i + 1], torch.tensor([t]), torch.randn(noise.shape, generator=draw))
-            imitated = trajectory_loss(schedule, state, generator.denoiser(state.x, t, condition))
-            loss = loss + config.trajectory_weight * imitated
-        (loss / config.group).backward()
-        if count % config.group == 0:
-            optimiser.step()
-            optimiser.zero_grad()
-            rates.step()
-        if count % 40 == 0:
+    for step in range(1, config.steps + 1):
+        total = torch.zeros(())
+        for i in torch.randperm(len(own), generator=draw)[: config.group]:
+            loss, accuracy = episode_loss(generator, bank, own[i], folds, outer)
+            total = total + loss / config.group
+            right.append(accuracy)
+        optimiser.zero_grad()
+        total.backward()
+        optimiser.step()
+        losses.append(total.item())
+        if step % 25 == 0:
             log(
-                f"generator: {count} episodes, loss {sum(losses[-40:]) / 40:.3f}, accuracy {sum(right[-40:]) / 40:.3f}, "
-                f"{time.monotonic() - began:.0f} s"
+                f"generator: step {step}, loss {sum(losses[-25:]) / 25:.3f}, accuracy of the first candidate "
+                f"{sum(right[-400:]) / len(right[-400:]):.3f}, {time.monotonic() - began:.0f} s"
             )

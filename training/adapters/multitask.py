@@ -18,7 +18,7 @@ from training.adapters.fit import dropped
 class MultiTaskConfig:
     """`steps` of Adam, each on one after another `tasks` tasks of `rows` rows."""
 
-    steps: int = 120
+    steps: int = 200
     tasks: int = 4
     rows: int = 12
     rate: float = 4e-3

@@ -39,12 +39,19 @@ def similarity_loss(features: Tensor, wanted: Tensor) -> Tensor:
     return (own @ own.T - other @ other.T).square().mean()
 
 
-def learn_start(encoder: AdaptedBert, tasks: Sequence[EncodedTask], config: StartConfig, log=print) -> tuple[Tensor, Tensor]:
-    """A `[layers, 2, rank, D]` and the start's B `[layers, 2, D, rank]`, from the texts of the tasks' train parts."""
+def learn_start(
+    encoder: AdaptedBert, tasks: Sequence[EncodedTask], config: StartConfig, log=print, lora_b: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A `[layers, 2, rank, D]` and the start's B `[layers, 2, D, rank]`, from the texts of the tasks' train parts.
+
+    Args:
+        lora_b: what to go on from; nothing learned where absent.
+    """
     draw = torch.Generator().manual_seed(config.seed)
     lora_a = encoder.lora_a.clone().requires_grad_(config.learn_a)
     target = encoder.target
-    lora_b = torch.zeros(target.layers, 2, target.size, target.rank, requires_grad=True)
+    lora_b = torch.zeros(target.layers, 2, target.size, target.rank) if lora_b is None else lora_b.clone()
+    lora_b.requires_grad_(True)
     own = [lora_b, lora_a] if config.learn_a else [lora_b]
     optimiser = torch.optim.Adam(own, lr=config.rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.rate, total_steps=config.steps)

@@ -12,7 +12,7 @@ from training.adapters.tasks import FOLDS, MEASURED, RECIPES, fold_of
 Rows = Mapping[str, list]  # task -> a number, or a dictionary of closed forms, for each seed
 FAMILIES = {
     "frozen body": ("frozen, mean pooled", "frozen, mean pooled, unit length"),
-    "start": ("start",),
+    "default adapter": ("default adapter",),
     "multi-task LoRA": ("multi-task",),
     "mean training LoRA": ("mean adapter",),
     "picked training LoRA": ("picked",),
@@ -20,9 +20,8 @@ FAMILIES = {
 }
 PLAIN = {
     "generated": "generated",
-    "multi-task LoRA, generated head": "multi-task, generated head",
     "condition of another task": "condition of another task",
-    "nearest training LoRA, generated head": "nearest training adapter",
+    "nearest training LoRA": "nearest training adapter",
 }
 AGAINST = ("frozen body", "multi-task LoRA", "mean training LoRA", "picked training LoRA")
 

@@ -26,6 +26,13 @@ MEASURED = (
     "mpqa", "cola", "stsb", "acl_arc", "snips", "snips-creative-event",
 )  # fmt: skip
 
+BANKED = (  # the tasks whose adapters a bank holds: one or two a source, what other tasks may be related to
+    "sst2", "irony", "scicite", "ag_news", "atis", "rte",
+    "mr", "mrpc", "trec", "clinc-domains", "clinc-same",
+    "cr", "subj", "qnli", "emotion", "stackoverflow-tags", "stackoverflow-same",
+    "mpqa", "cola", "stsb", "acl_arc", "snips",
+)  # fmt: skip
+
 Make = Callable[[tuple[Row, ...], random.Random], Iterable[Row]]
 
 
