@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -17,11 +16,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ltdi.adapters.applied import applied
+from ltdi.adapters.imports import prepare_imports, quiet, reason_of
 from ltdi.adapters.items import Texts, check_items, columns, size_of
 from ltdi.adapters.target import LoraTarget, describe_target, facts_of
 from ltdi.bodies.sentence import TOKENIZER, model_folder, weights_digest
 from ltdi.errors import BodyMissing, DamagedBase, ForeignBase, InvalidText
-from ltdi.torchvision_ops import declare_missing
 
 REMEDY = "install it with `pip install 'ltdi[text,lora]'`, or put it where the bundle names it"
 BATCH = 64
@@ -122,14 +121,14 @@ class BaseModel(nn.Module):
                 config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
             if self._wanted is not None:
                 self._wanted.base.check(facts_of(config.get_text_config(), kind, vocabulary, digest))
-            with _quiet():
+            with quiet():
                 model, info = AutoModelForSequenceClassification.from_pretrained(
                     folder, config=config, local_files_only=True, output_loading_info=True, dtype=torch.float32
                 )
         except SafetensorError as error:
-            raise DamagedBase(f"the base model {folder.name!r} has damaged weights: {_reason(error, folder)}") from error
+            raise DamagedBase(f"the base model {folder.name!r} has damaged weights: {reason_of(error, folder)}") from error
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-            raise DamagedBase(f"the base model {folder.name!r} cannot be loaded: {_reason(error, folder)}") from error
+            raise DamagedBase(f"the base model {folder.name!r} cannot be loaded: {reason_of(error, folder)}") from error
         target = describe_target(
             model, self.tokenizer, weights_digest=digest,
             target_modules=self._wanted.target_modules if self._wanted else self._target_modules,
@@ -165,7 +164,7 @@ class BaseModel(nn.Module):
             try:
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             except Exception as error:  # the library of tokenizers raises no narrower one
-                raise DamagedBase(f"the tokenizer of {folder.name!r} cannot be loaded: {_reason(error, folder)}") from error
+                raise DamagedBase(f"the tokenizer of {folder.name!r} cannot be loaded: {reason_of(error, folder)}") from error
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
@@ -214,7 +213,7 @@ class BaseModel(nn.Module):
         try:
             ruler = Tokenizer.from_file(str(folder / TOKENIZER))
         except Exception as error:  # the library raises no narrower one
-            raise DamagedBase(f"the tokenizer of {folder.name!r} cannot be loaded: {_reason(error, folder)}") from error
+            raise DamagedBase(f"the tokenizer of {folder.name!r} cannot be loaded: {reason_of(error, folder)}") from error
         ruler.no_truncation()
         ruler.no_padding()
         return ruler
@@ -237,16 +236,29 @@ class BaseModel(nn.Module):
         Args:
             lora, scale, whole: as for `applied`; the plain model where absent.
         """
+        with applied(self.model, lora or {}, scale, whole or {}) if lora or whole else nullcontext():
+            return self._by_length(items, lambda batch: self.model(**batch).logits, self.feature_size)
+
+    @torch.inference_mode()
+    def pooled(self, items: Texts) -> Tensor:
+        """Mean over tokens of the last hidden states, `[M, hidden size]`, float32, on the CPU: what sentence encoders give."""
+
+        def mean(batch: dict[str, Tensor]) -> Tensor:
+            hidden = self.model.base_model(**batch).last_hidden_state
+            mask = batch["attention_mask"].unsqueeze(-1).to(hidden)
+            return (hidden * mask).sum(1) / mask.sum(1)
+
+        return self._by_length(items, mean, self.target.base.hidden_size)
+
+    def _by_length(self, items: Texts, answer: Callable[[dict[str, Tensor]], Tensor], size: int) -> Tensor:
+        """Answers to batches of items of like length, `[M, size]`, in the items' order."""
         if not items:
-            return torch.zeros(0, self.feature_size)
+            return torch.zeros(0, size)
         order = sorted(range(len(items)), key=lambda i: -size_of(items[i]))
         parts = []
-        with applied(self.model, lora or {}, scale, whole or {}) if lora or whole else nullcontext():
-            for start in range(0, len(order), BATCH):
-                batch = self.tokens([items[i] for i in order[start : start + BATCH]])
-                parts.append(self.model(**batch).logits.float().cpu())
-        found = torch.cat(parts)
-        return found[torch.argsort(torch.tensor(order))]
+        for start in range(0, len(order), BATCH):
+            parts.append(answer(self.tokens([items[i] for i in order[start : start + BATCH]])).float().cpu())
+        return torch.cat(parts)[torch.argsort(torch.tensor(order))]
 
     def with_head(self, ways: int) -> nn.Module:
         """The whole model with a fresh last layer of so many rows, its other tensors shared: what `transformers` would load."""
@@ -268,32 +280,3 @@ def _check_whole(model: nn.Module, info: Mapping[str, Any], target: LoraTarget, 
     for tensor, value in model.named_parameters():
         if tensor not in brought and not bool(torch.isfinite(value).all()):
             raise DamagedBase(f"the base model {name!r} holds NaN or infinity in {tensor!r}")
-
-
-def prepare_imports() -> None:
-    """Before `transformers` or `peft` is imported: no network, no forked tokenizers, and torchvision as they expect it."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if find_spec("torchvision") is not None:
-        declare_missing()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """While it lasts, `transformers` neither draws bars nor reports that the head is new, which it always is."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _reason(error: BaseException, folder: Path) -> str:
-    """The first line of a library's error, without the path."""
-    return str(error).strip().split("\n")[0].replace(str(folder), folder.name)[:200]

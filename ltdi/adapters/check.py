@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltdi.adapters.adapter import Adapter
-from ltdi.adapters.base import BaseModel, prepare_imports
+from ltdi.adapters.base import BaseModel
 from ltdi.adapters.formats import CONFIG, WEIGHTS, from_files, to_files
+from ltdi.adapters.imports import prepare_imports
 from ltdi.adapters.items import Texts
 from ltdi.errors import DamagedFile, ForeignBase, GenerationFailed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,35 @@ if TYPE_CHECKING:
     from ltdi.bundle import HeadRequest
 
 Lora = Mapping[str, tuple[Tensor, Tensor]]
+
+
+class _Seen:
+    """Features of a task's items, each made once: folds look at the same adapters, each at the rows that it keeps."""
+
+    def __init__(self, bundle: AdapterBundle, items: tuple) -> None:
+        self._bundle, self._items, self._kept = bundle, items, dict[bytes, Tensor]()
+
+    def under(self, coefficients: Tensor) -> Tensor:
+        """`[M, D]`, under an adapter by its coefficients `[W, K]`."""
+        key = coefficients.float().numpy().tobytes() if coefficients.any() else b""
+        if key not in self._kept:
+            self._kept[key] = self.with_lora(self._bundle.parts.at(coefficients, self._bundle.config.target.modules))
+        return self._kept[key]
+
+    def with_lora(self, lora: Lora | None) -> Tensor:
+        """`[M, D]`, under LoRA, or under the plain base."""
+        bundle = self._bundle
+        return bundle.body.features(self._items, lora, bundle.config.lora_alpha / bundle.config.r, bundle.parts.saved)
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """`[M, hidden size]`, of the plain base."""
+        return self._bundle.body.pooled(self._items)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the items are pairs."""
+        return not isinstance(self._items[0], str)
 
 
 @dataclass(frozen=True)
@@ -47,12 +77,13 @@ def generate_adapter(bundle: AdapterBundle, request: HeadRequest, timer: Timer) 
     index = task.canonical.class_index
     items = take(task.inputs, task.canonical.example_order)
     with timer.stage("embed"):
-        mean = _adapted(bundle, items, bundle.parts.baseline("mean"))  # [M, D]
-        plain = bundle.body.features(items, whole=bundle.parts.saved) if config.baseline == "plain" else mean
+        seen = _Seen(bundle, items)
+        mean = seen.under(torch.zeros(config.space.modules, config.directions))  # [M, D]
+        plain = seen.with_lora(None) if config.baseline == "plain" else mean
     with timer.stage("sample"):
         few = MAX_FOLDS if bundle.predictor.constant else FEW_FOLDS
         masks = folds(index, task.ways, few) if options.check else []
-        made = _generated(bundle, items, mean, index, task.ways, masks, options.seed)
+        made = _generated(bundle, seen, mean, index, task.ways, masks, options.seed)
         base = _baseline(bundle, plain, index, task.ways, masks)
     with timer.stage("check"):
         behind = 0.0 if made.accuracy is None else base.accuracy - made.accuracy
@@ -85,34 +116,36 @@ def _proven(bundle: AdapterBundle, adapter: Adapter, items: tuple, features: Ten
 
 
 def _generated(
-    bundle: AdapterBundle, items: tuple, mean: Tensor, index: Tensor, ways: int, masks: list[Tensor], seed: int
+    bundle: AdapterBundle, seen: _Seen, mean: Tensor, index: Tensor, ways: int, masks: list[Tensor], seed: int
 ) -> _Candidate:
     """The adapter that the predictor chooses, with its head; the same for each fold without what is held out."""
     kept = torch.stack([torch.ones(len(index), dtype=torch.bool), *(~mask for mask in masks)])
-    found = [_predicted(bundle, items, mean, index, ways, row, seed) for row in (kept[:1] if bundle.predictor.constant else kept)]
-    found = found * len(kept) if bundle.predictor.constant else found
-    features = torch.stack([seen for _, _, seen in found])
-    own = [bundle.predictor.head(seen[row], index[row], ways, said) for (said, _, seen), row in zip(found, kept, strict=True)]
+    once = bundle.predictor.constant
+    said = [_predicted(bundle, seen, mean, index, ways, row, seed) for row in (kept[:1] if once else kept)]
+    said = said * len(kept) if once else said
+    features = torch.stack([seen.under(one.coefficients) for one in said])  # [1 + F, M, D]
+    own = [
+        bundle.predictor.head(under[row], index[row], ways, one) for one, under, row in zip(said, features, kept, strict=True)
+    ]
     if any(head is None for head in own):
         heads = fit_heads(features, index, ways, kept, bundle.config.head, bundle.config.target.head_bias)
     else:
         rows = torch.stack(own).float()
         heads = LinearHeads(rows[..., :-1], rows[..., -1] if bundle.config.target.head_bias else None)
-    return _candidate(found[0][1], features, heads, index, masks)
+    lora = bundle.parts.at(said[0].coefficients, bundle.config.target.modules)
+    return _candidate(lora, features, heads, index, masks)
 
 
 def _predicted(
-    bundle: AdapterBundle, items: tuple, mean: Tensor, index: Tensor, ways: int, kept: Tensor, seed: int
-) -> tuple[Prediction, Lora, Tensor]:
-    """What the predictor says of the examples that are kept, the adapter, and the features of all examples under it."""
-    order, some = bundle.config.target.modules, take(items, kept.nonzero().squeeze(1))
-
-    def look(coefficients: Tensor) -> Tensor:
-        return _adapted(bundle, some, bundle.parts.at(coefficients, order))
-
-    said = bundle.predictor(Evidence(mean[kept], index[kept], ways, not isinstance(items[0], str), seed, look))
-    lora = bundle.parts.at(said.coefficients, order)
-    return said, lora, _adapted(bundle, items, lora) if said.coefficients.any() else mean
+    bundle: AdapterBundle, seen: _Seen, mean: Tensor, index: Tensor, ways: int, kept: Tensor, seed: int
+) -> Prediction:
+    """What the predictor says of the examples that are kept; of the others it sees nothing."""
+    return bundle.predictor(
+        Evidence(
+            mean[kept], index[kept], ways, seen.pairs, seed,
+            look=lambda coefficients: seen.under(coefficients)[kept], pooled=lambda: seen.pooled[kept],
+        )
+    )  # fmt: skip
 
 
 def _baseline(bundle: AdapterBundle, seen: Tensor, index: Tensor, ways: int, masks: list[Tensor]) -> _Candidate:
@@ -130,7 +163,3 @@ def _candidate(lora: Lora, features: Tensor, heads: LinearHeads, index: Tensor, 
     held = torch.stack(masks)
     right = (heads.logits(features)[1:].argmax(-1) == index) & held
     return _Candidate(lora, features[0], heads, int(right.sum()) / int(held.sum()))
-
-
-def _adapted(bundle: AdapterBundle, items: tuple, lora: Lora) -> Tensor:
-    return bundle.body.features(items, lora, bundle.config.lora_alpha / bundle.config.r, bundle.parts.saved)

@@ -38,7 +38,9 @@ class Evidence:
         ways: N.
         pairs: whether the items are pairs of texts.
         seed: of the request's noise.
-        look: the features `[M, D]` of the same examples under an adapter, by its coefficients; a forward pass.
+        look: the features `[M, D]` of the same examples under an adapter, by its coefficients; a forward pass, kept for
+            the folds.
+        pooled: the mean over tokens of the plain base's last hidden states, `[M, hidden size]`; a forward pass, kept too.
     """
 
     features: Tensor
@@ -47,6 +49,7 @@ class Evidence:
     pairs: bool
     seed: int
     look: Callable[[Tensor], Tensor]
+    pooled: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)

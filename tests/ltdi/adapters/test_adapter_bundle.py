@@ -44,6 +44,7 @@ class Spread(Predictor):
         means = torch.stack([evidence.features[evidence.class_index == row].mean(0) for row in range(evidence.ways)])
         first = torch.eye(self.space.directions)[:1].expand(self.space.modules, -1)
         moved = (evidence.look(first) - evidence.features).abs().mean()
+        assert evidence.pooled().shape == (len(evidence.class_index), 32)
         made = self.layer(torch.stack([means.std(0).mean(), moved]))
         return Prediction(made.view(self.space.modules, self.space.directions), evidence.features.mean(0))
 
@@ -139,6 +140,24 @@ def test_a_predictor_sees_the_task_and_each_fold_without_what_is_held_out(base: 
     assert not torch.allclose(made.lora[path][1], bundle.parts.mean[path])
     other = bundle.generate(TEXTS[:4], LABELS[:4], fallback="none", check=False)
     assert not torch.allclose(made.lora[path][1], other.lora[path][1]) and chosen.seen[3:] == [4]
+
+
+def test_features_are_made_once_for_all_folds(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+    real = BaseModel._by_length
+    monkeypatch.setattr(BaseModel, "_by_length", lambda *arguments: passes.append(len(arguments[1])) or real(*arguments))
+    torch.manual_seed(0)
+    bundle = make_adapter_bundle(base, directions=3, predictor=Spread(Space(4, 3, 32)), baseline="mean")
+    bundle.generate(TEXTS, LABELS, fallback="none")
+    whole = [count for count in passes if count == len(TEXTS)]
+    assert len(whole) == 1 + 1 + 1 + 3  # the mean, the one that is looked at, the plain base; one each for support and folds
+
+
+def test_the_plain_base_is_pooled_over_its_tokens(base: BaseModel) -> None:
+    batch = base.tokens(TEXTS)
+    hidden = base.model.bert(**batch).last_hidden_state
+    rows = [row[mask == 1].mean(0) for row, mask in zip(hidden, batch["attention_mask"], strict=True)]
+    assert torch.allclose(base.pooled(TEXTS), torch.stack(rows), atol=1e-6)
 
 
 def test_a_predictor_may_bring_its_head(base: BaseModel) -> None:
