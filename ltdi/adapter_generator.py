@@ -36,7 +36,7 @@ class AdapterGenerator(nn.Module):
     def __init__(self, denoiser: AdapterTokens) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.log_head = nn.Parameter(torch.tensor([0.5, 2.5, 1.5]))
+        self.log_head = nn.Parameter(torch.tensor([0.5, 0.0, 1.5]))
 
     @property
     def head(self) -> RidgeHead:

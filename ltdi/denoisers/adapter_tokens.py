@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from ltdi.schedule import Schedule
 
+FIRST = 1  # the gain in leave-one-out error without a prior
+
 
 @dataclass(frozen=True)
 class AdapterTokensConfig:
@@ -51,8 +53,8 @@ class AdapterTokens(nn.Module):
         self.log_sharpness = nn.Parameter(torch.tensor(3.0))
 
     def told(self, evidence: Tensor, allowed: Tensor) -> Tensor:
-        """Scores of the candidates from the condition alone, `[B, C]`; by the first number before anything is learned."""
-        scores = self.log_sharpness.exp() * evidence[..., 0] + self.relate(evidence).squeeze(-1)
+        """Scores of the candidates, `[B, C]`; by the evidence's number `FIRST` alone before anything is learned."""
+        scores = self.log_sharpness.exp() * evidence[..., FIRST] + self.relate(evidence).squeeze(-1)
         return scores.masked_fill(allowed == 0, -1e4)
 
     def weigh(self, condition: AdapterCondition) -> Tensor:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from ltdi.adapter_bank import Bank, RidgeHead, candidates, evidence, left_out, make_bank, retrieve, separation
 from ltdi.adapter_generator import AdapterGenerator, pooled_each
 from ltdi.baselines import ridge
-from ltdi.denoisers.adapter_tokens import AdapterCondition, AdapterTokens, AdapterTokensConfig
+from ltdi.denoisers.adapter_tokens import FIRST, AdapterCondition, AdapterTokens, AdapterTokensConfig
 from ltdi.sampler import sample
 from ltdi.schedule import Schedule
 from tests.tiny_bert import tiny_bert, tiny_tokens
@@ -48,7 +48,7 @@ def test_a_chain_told_of_one_task_lands_on_its_waypoints() -> None:
     bank, _ = a_bank()
     denoiser = a_generator().denoiser
     told = torch.zeros(1, 6, 8)
-    told[0, 3, 0] = 10.0
+    told[0, 3, FIRST] = 10.0
     condition = AdapterCondition(told, bank.trajectories[None], torch.ones(1, 6))
     seen = {}
     x = sample(lambda x, t: denoiser(x, t, condition), draw(1, *bank.shape), denoiser.schedule, seen.__setitem__)
@@ -60,7 +60,7 @@ def test_a_chain_told_of_one_task_lands_on_its_waypoints() -> None:
 def test_a_candidate_that_is_not_allowed_counts_nothing() -> None:
     bank, _ = a_bank()
     told, allowed = torch.zeros(1, 6, 8), torch.ones(1, 6)
-    told[0, 3, 0], allowed[0, 3] = 10.0, 0
+    told[0, 3, FIRST], allowed[0, 3] = 10.0, 0
     weights = a_generator().denoiser.weigh(AdapterCondition(told, bank.trajectories[None], allowed))
     assert weights[0, 3] == 0
     assert torch.allclose(weights.sum(), torch.tensor(1.0))

@@ -65,10 +65,9 @@ def banked(tasks: Sequence[EncodedTask]) -> list[EncodedTask]:
     return [task for task in tasks if task.name in BANKED]
 
 
-def bank_of(out: Path, tasks: Sequence[EncodedTask], components: int = COMPONENTS) -> Bank:
-    """The bank that knows these tasks and no other; all are `BANKED`."""
+def bank_of(out: Path, tasks: Sequence[EncodedTask], default: Tensor, components: int = COMPONENTS) -> Bank:
+    """The bank that knows these tasks and no other; all are `BANKED`. What needs no relative is `default`."""
     start = read_safetensors(out / "start.safetensors", "shared start")[0]["lora_b"]
-    default = read_safetensors(out / "default.safetensors", "default adapter")[0]["lora_b"]
     frozen, _ = read_safetensors(out / "frozen.safetensors", "classifiers on the frozen body")
     stored = stored_of(out, tasks)
     waypoints = torch.stack([one.lora_b for one in stored])

@@ -9,7 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ltdi.adapter_bank import Bank
+from ltdi.adapter_files import AdapterConfig, AdapterMaker, save_maker
 from ltdi.bodies.adapted import AdaptedBert
+from ltdi.bodies.sentence import weights_digest
 from ltdi.files import read_safetensors, write_json
 from training.adapters.banks import (
     bank_of,
@@ -21,10 +24,10 @@ from training.adapters.banks import (
     write_frozen,
     write_multitask,
 )
-from training.adapters.encoded import EncodedTask, encoded_tasks, load_encoder
+from training.adapters.encoded import MOST_TOKENS, SCALE, EncodedTask, encoded_tasks, found_folder, load_encoder
 from training.adapters.evaluate import SEEDS, baselines, generated, kept, picked
 from training.adapters.fit import FitConfig
-from training.adapters.generators import full_bank, new_generator, read_episodes, read_generator, write_generator
+from training.adapters.generators import multitasks, new_generator, read_episodes, read_generator, write_generator
 from training.adapters.learn import LearnConfig, learn
 from training.adapters.multitask import MultiTaskConfig, train_multitask
 from training.adapters.start import StartConfig, learn_start, save_start
@@ -109,11 +112,11 @@ def run_baselines(args: argparse.Namespace) -> None:
 
 
 def run_picked(args: argparse.Namespace) -> None:
-    """The training adapter picked by leave-one-out, on the measured tasks of each fold."""
+    """The training adapter picked by leave-one-out from the bank's, on the measured tasks of each fold."""
     encoder, _ = started(args)
     tasks = tasks_of(args)
     for fold in folds_of(args):
-        known = others(tasks, fold)
+        known = banked(others(tasks, fold))
         adapters, names = final(stored_of(args.out, known)), [task.name for task in known]
         for task in measured(tasks, fold):
             for seed in SEEDS[: args.seeds]:
@@ -126,13 +129,18 @@ def run_learn(args: argparse.Namespace) -> None:
     """A generator for each fold, learned on episodes of the other folds' tasks; fold -1 learns on all."""
     encoder, _ = started(args)
     tasks = tasks_of(args)
-    bank, adapters = full_bank(args.out, banked(tasks))
-    episodes = read_episodes(args.out, encoder, tasks, bank, adapters, say)
+    bank = whole_bank(args.out, tasks)
+    episodes = read_episodes(args.out, encoder, tasks, bank, say)
     folds = torch.tensor([task.fold for task in banked(tasks)] + [-9])
     for fold in [*folds_of(args)]:
         generator = new_generator()
         learn(generator, bank, episodes, folds, fold, LearnConfig(), say)
         write_generator(args.out / f"generator{fold}.safetensors", generator)
+
+
+def whole_bank(out: Path, tasks: Sequence[EncodedTask]) -> Bank:
+    """The bank of all tasks; its default is the mean of the folds' multi-task adapters."""
+    return bank_of(out, banked(tasks), torch.stack(multitasks(out)).mean(0))
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -141,12 +149,25 @@ def run_evaluate(args: argparse.Namespace) -> None:
     tasks = tasks_of(args)
     for fold in folds_of(args):
         known = banked(others(tasks, fold))
-        bank, generator = bank_of(args.out, known), read_generator(args.out / f"generator{fold}.safetensors")
+        bank = bank_of(args.out, known, read_multitask(args.out, fold))
+        generator = read_generator(args.out / f"generator{fold}.safetensors")
         own, names = measured(tasks, fold), [task.name for task in known]
         for i, task in enumerate(own):
             path = args.out / "eval" / f"{task.name}.generated.json"
             found = kept(path, generated, encoder, task, generator, bank, names, own[i - 1])
             say(f"{task.name}: {found['generated']} nearest {found['nearest training adapter']} {found['weights']}")
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """The generator that knows all tasks as a folder, `bundle` under `--out`; after `learn --fold -1`."""
+    encoder, _ = started(args)
+    known = banked(tasks_of(args))
+    config = AdapterConfig(
+        args.model, weights_digest(found_folder(args.model)), MOST_TOKENS, SCALE, tuple(task.name for task in known)
+    )
+    generator, bank = read_generator(args.out / "generator-1.safetensors"), whole_bank(args.out, known)
+    maker = AdapterMaker(config, generator, bank, encoder.lora_a)
+    save_maker(args.out / "bundle", maker)
 
 
 def run_table(args: argparse.Namespace) -> None:
@@ -195,6 +216,7 @@ STAGES = {
     "picked": run_picked,
     "learn": run_learn,
     "evaluate": run_evaluate,
+    "export": run_export,
     "table": run_table,
 }
 

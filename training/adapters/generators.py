@@ -15,10 +15,11 @@ from ltdi.bodies.adapted import AdaptedBert
 from ltdi.denoisers.adapter_tokens import AdapterTokens, AdapterTokensConfig
 from ltdi.files import read_safetensors, write_safetensors
 from ltdi.schedule import Schedule, ScheduleConfig
-from training.adapters.banks import bank_of, banked, stored_of
+from training.adapters.banks import banked, read_multitask, stored_of
 from training.adapters.encoded import EncodedTask
 from training.adapters.learn import Episode, read_episode
 from training.adapters.store import final
+from training.adapters.tasks import FOLDS
 
 EACH = 1  # episodes a task
 
@@ -41,17 +42,20 @@ def read_generator(path: Path) -> AdapterGenerator:
     return generator.eval().requires_grad_(False)
 
 
-def full_bank(out: Path, tasks: Sequence[EncodedTask]) -> tuple[Bank, Tensor]:
-    """The bank of these tasks, and their final adapters with the default's last, as they are stored."""
-    default = read_safetensors(out / "default.safetensors", "default adapter")[0]["lora_b"]
-    return bank_of(out, tasks), torch.cat([final(stored_of(out, tasks)), default[None]])
+def multitasks(out: Path) -> list[Tensor]:
+    """The multi-task adapter of each fold."""
+    return [read_multitask(out, fold) for fold in range(len(FOLDS))]
 
 
 def read_episodes(
-    out: Path, encoder: AdaptedBert, tasks: Sequence[EncodedTask], bank: Bank, adapters: Tensor, log: Callable
+    out: Path, encoder: AdaptedBert, tasks: Sequence[EncodedTask], bank: Bank, log: Callable
 ) -> list[Episode]:
-    """Episodes of every task, its own source not allowed; a file each, kept. The bank is that of all tasks."""
+    """Episodes of every task, its own source not allowed; a file each, kept. The bank is that of all tasks.
+
+    The default of an episode is the multi-task adapter that was made without the task's fold.
+    """
     sources = [task.source for task in banked(tasks)]
+    adapters, defaults = final(stored_of(out, banked(tasks))), multitasks(out)
     episodes = []
     for i in range(EACH * len(tasks)):
         task = tasks[i % len(tasks)]
@@ -60,7 +64,7 @@ def read_episodes(
             draw = torch.Generator().manual_seed(i)
             allowed = torch.tensor([float(source != task.source) for source in sources] + [1.0])
             with torch.no_grad():
-                made = read_episode(encoder, bank, adapters, task, allowed, draw)
+                made = read_episode(encoder, bank, torch.cat([adapters, defaults[task.fold][None]]), task, allowed, draw)
             _write(path, made)
             log(f"episode {i + 1} of {EACH * len(tasks)}: {task.name}")
         episodes.append(_read(path))
