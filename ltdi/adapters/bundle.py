@@ -38,7 +38,7 @@ class AdapterBundle:
 
     kind = "lora"
     input_kinds = ("texts", "pairs")
-    takes_descriptions = takes_a_body = False
+    takes_descriptions = takes_pool = takes_a_body = False
     fixed_ways = None
 
     def __init__(
