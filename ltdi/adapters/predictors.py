@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from ltdi.adapters.banked import Banked
 from ltdi.adapters.predictor import Mean, Predictor, PredictorConfig, Space
 from ltdi.errors import InvalidConfig
 
-PREDICTORS: dict[str, type[Predictor]] = {"mean": Mean}
+PREDICTORS: dict[str, type[Predictor]] = {"mean": Mean, "bank": Banked}
 
 
 def build_predictor(config: PredictorConfig, space: Space) -> Predictor:

@@ -1,0 +1,155 @@
+"""From stored adapters to a new one: known answers, symmetries, round trips."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from ltdi.adapter_bank import Bank, RidgeHead, candidates, evidence, left_out, make_bank, retrieve, separation
+from ltdi.adapter_generator import AdapterGenerator, pooled_each
+from ltdi.baselines import ridge
+from ltdi.denoisers.adapter_tokens import FIRST, AdapterCondition, AdapterTokens, AdapterTokensConfig
+from ltdi.sampler import sample
+from ltdi.schedule import Schedule
+from tests.tiny_bert import tiny_bert, tiny_tokens
+
+TWO = torch.arange(2).repeat_interleave(4)
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def a_bank(tasks: int = 5, components: int = 6) -> tuple[Bank, torch.Tensor]:
+    """Five tasks and the default; the first is on pairs."""
+    waypoints = draw(tasks, 4, 2, 2, 16, 2, seed=1)
+    heads = [[draw(2 + i % 2, 17, seed=s + i) for i in range(tasks)] for s in (10, 20)]
+    bank = make_bank(draw(2, 2, 16, 2), waypoints, draw(2, 2, 16, 2, seed=5), *heads, [i == 0 for i in range(tasks)], components)
+    return bank, waypoints
+
+
+def a_generator() -> AdapterGenerator:
+    torch.manual_seed(0)
+    return AdapterGenerator(AdapterTokens(AdapterTokensConfig(), Schedule()))
+
+
+def test_with_as_many_components_as_tasks_a_stored_adapter_comes_back() -> None:
+    bank, waypoints = a_bank()
+    assert torch.allclose(bank.adapters(torch.arange(5)), waypoints[:, 0], atol=1e-4)
+    assert torch.allclose(bank.adapters(torch.tensor([5]))[0], draw(2, 2, 16, 2, seed=5), atol=1e-4)
+
+
+def test_coordinates_zero_are_the_start() -> None:
+    bank, _ = a_bank()
+    assert torch.equal(bank.decode(torch.zeros(1, *bank.shape))[0], bank.start)
+
+
+def test_a_chain_told_of_one_task_lands_on_its_waypoints() -> None:
+    bank, _ = a_bank()
+    denoiser = a_generator().denoiser
+    told = torch.zeros(1, 6, 8)
+    told[0, 3, FIRST] = 10.0
+    condition = AdapterCondition(told, bank.trajectories[None], torch.ones(1, 6))
+    seen = {}
+    x = sample(lambda x, t: denoiser(x, t, condition), draw(1, *bank.shape), denoiser.schedule, seen.__setitem__)
+    for i in range(3):
+        assert torch.allclose(seen[denoiser.schedule.waypoint_step(i)][0], bank.trajectories[3, i], atol=1e-3)
+    assert torch.equal(x, seen[0])
+
+
+def test_a_candidate_that_is_not_allowed_counts_nothing() -> None:
+    bank, _ = a_bank()
+    told, allowed = torch.zeros(1, 6, 8), torch.ones(1, 6)
+    told[0, 3, FIRST], allowed[0, 3] = 10.0, 0
+    weights = a_generator().denoiser.weigh(AdapterCondition(told, bank.trajectories[None], allowed))
+    assert weights[0, 3] == 0
+    assert torch.allclose(weights.sum(), torch.tensor(1.0))
+
+
+def test_separation_is_one_where_a_value_tells_the_classes_and_about_nothing_by_chance() -> None:
+    labels = torch.arange(2).repeat_interleave(16)
+    share = separation(torch.cat([labels[:, None].float(), draw(32, 400)], dim=1), labels, 2)
+    assert share[0] > 0.7
+    assert abs(share[1:].mean()) < 0.01
+    assert share[0] == separation(labels[:, None] * 100.0 - 3, labels, 2)[0]
+
+
+def test_retrieval_finds_the_task_whose_classifier_made_the_labels_whatever_the_classes_are_called() -> None:
+    bank, _ = a_bank()
+    features = draw(40, 16, seed=4)
+    values = F.normalize(features, dim=1) @ bank.frozen[bank.owner == 2][0]
+    labels = (values > values.median()).long()
+    score = retrieve(bank, features, labels, 2, pair=False)
+    assert int(score.argmax()) == 2
+    assert torch.allclose(score, retrieve(bank, features, 1 - labels, 2, pair=False), atol=1e-6)
+    assert score[0] < 0  # it is on pairs
+    assert candidates(bank, score, torch.ones(6), 2).tolist()[0] == 2
+    banned = torch.ones(6)
+    banned[2] = 0
+    chosen = candidates(bank, score, banned, 3).tolist()
+    assert 2 not in chosen
+    assert chosen[-1] == 5
+
+
+def test_the_head_without_directions_is_ridge_regression() -> None:
+    features = draw(8, 16, seed=5)
+    made = RidgeHead(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(4.0))(features, TWO, 2, features[:0], features[:0, 0])
+    length = (features - features.mean(0)).norm(dim=1).mean()
+    wanted = ridge(((features - features.mean(0)) / length).view(1, 2, 4, 16), 2.0)[0]
+    new = draw(6, 16, seed=6)
+    expected = (new - features.mean(0)) / length @ wanted[:, :-1].T * 4 + wanted[:, -1]
+    assert torch.allclose(new @ made[:, :-1].T + made[:, -1], expected, atol=1e-4)
+
+
+def test_the_head_in_the_lighter_metric_is_ridge_on_more_features() -> None:
+    features, rows, weights = draw(8, 16, seed=5), F.normalize(draw(3, 16, seed=8), dim=1), torch.tensor([1.0, 0.5, 2.0])
+    made = RidgeHead(torch.tensor(1.0), torch.tensor(3.0), torch.tensor(1.0))(features, TWO, 2, rows, weights)
+    z = (features - features.mean(0)) / (features - features.mean(0)).norm(dim=1).mean()
+    wider = torch.cat([z, z @ (rows * (3 * weights).sqrt()[:, None]).T], dim=1)
+    wanted = ridge(wider.view(1, 2, 4, 19), 1.0)[0]
+    assert torch.allclose(features @ made[:, :-1].T + made[:, -1], wider @ wanted[:, :-1].T + wanted[:, -1], atol=1e-4)
+
+
+def test_leave_one_out_in_closed_form_is_leave_one_out() -> None:
+    features, rows = draw(8, 6, seed=3) + TWO[:, None], F.normalize(draw(2, 6, seed=9), dim=1)
+    right, error = left_out(features, TWO, 2, rows, 1.0, 4.0)
+    z = features - features.mean(0)
+    z = z / z.norm(dim=1).mean()
+    wider = torch.cat([z, 2 * z @ rows.T], dim=1)
+    y = F.one_hot(TWO, 2).float()
+    answers = []
+    for i in range(8):
+        rest = torch.arange(8) != i
+        x, target = wider[rest], y[rest]
+        centre, middle = x.mean(0), target.mean(0)
+        weights = torch.linalg.solve((x - centre).T @ (x - centre) + torch.eye(8), (x - centre).T @ (target - middle))
+        answers.append((wider[i] - centre) @ weights + middle)
+    answers = torch.stack(answers)
+    assert right == float((answers.argmax(1) == TWO).float().mean())
+    assert abs(error - float((answers - y).square().mean())) < 1e-4
+
+
+def test_evidence_of_the_default_is_nothing_gained() -> None:
+    bank, _ = a_bank()
+    chosen = torch.tensor([1, 2, 5])
+    told = evidence(bank, chosen, draw(3, 8, 16, seed=2), torch.zeros(6), TWO, 2)
+    assert told.shape == (3, 8)
+    assert told[-1].tolist()[:5] == [0.0] * 5
+    assert told[:, 6].tolist() == [0.0, 0.0, 1.0]
+
+
+def test_the_same_texts_under_several_adapters_are_each_under_one() -> None:
+    bank, _ = a_bank()
+    encoder, both = tiny_bert(), bank.adapters(torch.tensor([1, 3]))
+    together = pooled_each(encoder, tiny_tokens(4), both)
+    assert torch.allclose(together[1], pooled_each(encoder, tiny_tokens(4), both[1:])[0], atol=1e-5)
+
+
+def test_the_same_support_and_seed_give_the_same_adapter() -> None:
+    bank, _ = a_bank()
+    first, second = (a_generator().generate(tiny_bert(), bank, tiny_tokens(8), TWO, 2, seed=3) for _ in range(2))
+    assert torch.equal(first.lora_b, second.lora_b)
+    assert torch.equal(first.classifier, second.classifier)
+    assert first.lora_b.shape == (2, 2, 16, 2)
+    assert first.classifier.shape == (2, 17)
+    assert not first.classifier.requires_grad

@@ -1,0 +1,232 @@
+"""`python -m training.adapters.commands STAGE`: the stages from texts to results, each kept under `--out`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ltdi.adapter_bank import Bank
+from ltdi.adapter_files import AdapterConfig, AdapterMaker, save_maker
+from ltdi.bodies.adapted import AdaptedBert
+from ltdi.bodies.sentence import weights_digest
+from ltdi.files import read_safetensors, write_json
+from training.adapters.banks import (
+    bank_of,
+    banked,
+    mean_adapter,
+    others,
+    read_multitask,
+    stored_of,
+    write_frozen,
+    write_multitask,
+)
+from training.adapters.encoded import MOST_TOKENS, SCALE, EncodedTask, encoded_tasks, found_folder, load_encoder
+from training.adapters.evaluate import SEEDS, baselines, generated, kept, picked
+from training.adapters.fit import FitConfig
+from training.adapters.generators import multitasks, new_generator, read_episodes, read_generator, write_generator
+from training.adapters.learn import LearnConfig, learn
+from training.adapters.multitask import MultiTaskConfig, train_multitask
+from training.adapters.start import StartConfig, learn_start, save_start
+from training.adapters.store import final, prepare
+from training.adapters.table import lines, make_table, read_results
+from training.adapters.tasks import FOLDS, MEASURED
+
+MODEL = "all-MiniLM-L6-v2"
+
+
+def say(line: str) -> None:
+    """A line of progress, at once."""
+    print(line, flush=True)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("stage", choices=sorted(STAGES))
+    options.add_argument("--data", type=Path, default=Path("../shared/data"))
+    options.add_argument("--model", default=MODEL)
+    options.add_argument("--out", type=Path, default=Path("runs/adapters"))
+    options.add_argument("--results", type=Path, default=Path("results/adapters.json"))
+    options.add_argument("--fold", type=int, default=None, help="the fold left out; -1 leaves none out")
+    options.add_argument("--seeds", type=int, default=3, help="support sets of each task that `picked` tries")
+    options.add_argument("--threads", type=int, default=1)
+    return options
+
+
+def run_start(args: argparse.Namespace) -> None:
+    """The shared start."""
+    encoder = load_encoder(args.model)
+    lora_a, lora_b = learn_start(encoder, tasks_of(args), StartConfig(), say)
+    save_start(args.out / "start.safetensors", lora_a, lora_b)
+
+
+def run_prepare(args: argparse.Namespace) -> None:
+    """The store of adapters, those that are measured first."""
+    encoder, start = started(args)
+    prepare(encoder, tasks_of(args), start, FitConfig(), args.out / "store", say)
+
+
+def run_multitask(args: argparse.Namespace) -> None:
+    """The multi-task adapter of each fold, from the mean adapter, and of all tasks (fold -1)."""
+    encoder, _ = started(args)
+    tasks = tasks_of(args)
+    for fold in folds_of(args):
+        if (args.out / f"multitask{fold}.safetensors").is_file():
+            continue
+        known = others(tasks, fold)
+        stored = stored_of(args.out, known)
+        heads = [one.classifier[0] for one in stored]
+        lora_b, heads = train_multitask(encoder, known, mean_adapter(stored), heads, MultiTaskConfig(), say)
+        write_multitask(args.out, fold, known, lora_b, heads)
+
+
+def run_default(args: argparse.Namespace) -> None:
+    """The adapter for tasks without a relative: the start, learned on for longer, A fixed."""
+    encoder, start = started(args)
+    tasks = tasks_of(args)
+    lora_a, lora_b = learn_start(encoder, tasks, StartConfig(steps=100, learn_a=False, seed=1), say, start)
+    save_start(args.out / "default.safetensors", lora_a, lora_b)
+
+
+def run_frozen(args: argparse.Namespace) -> None:
+    """The classifiers of the bank's tasks on the frozen body."""
+    encoder, _ = started(args)
+    write_frozen(args.out, encoder, banked(tasks_of(args)))
+
+
+def run_baselines(args: argparse.Namespace) -> None:
+    """The comparators that need no search, on the measured tasks of each fold."""
+    encoder, _ = started(args)
+    tasks = tasks_of(args)
+    default = read_safetensors(args.out / "default.safetensors", "default adapter")[0]["lora_b"]
+    for fold in folds_of(args):
+        multitask, mean = read_multitask(args.out, fold), mean_adapter(stored_of(args.out, others(tasks, fold)))
+        for task in measured(tasks, fold):
+            path = args.out / "eval" / f"{task.name}.baselines.json"
+            found = kept(path, baselines, encoder, task, multitask, mean, default)
+            say(f"{task.name}: " + ", ".join(f"{name} {best_of(rows):.1f}" for name, rows in found.items()))
+
+
+def run_picked(args: argparse.Namespace) -> None:
+    """The training adapter picked by leave-one-out from the bank's, on the measured tasks of each fold."""
+    encoder, _ = started(args)
+    tasks = tasks_of(args)
+    for fold in folds_of(args):
+        known = banked(others(tasks, fold))
+        adapters, names = final(stored_of(args.out, known)), [task.name for task in known]
+        for task in measured(tasks, fold):
+            for seed in SEEDS[: args.seeds]:
+                path = args.out / "eval" / f"{task.name}.picked{seed}.json"
+                found = kept(path, picked, encoder, task, names, adapters, seed)
+                say(f"{task.name}: picked {best_of([found['picked']]):.1f} {found['chosen']}")
+
+
+def run_learn(args: argparse.Namespace) -> None:
+    """A generator for each fold, learned on episodes of the other folds' tasks; fold -1 learns on all."""
+    encoder, _ = started(args)
+    tasks = tasks_of(args)
+    bank = whole_bank(args.out, tasks)
+    episodes = read_episodes(args.out, encoder, tasks, bank, say)
+    folds = torch.tensor([task.fold for task in banked(tasks)] + [-9])
+    for fold in [*folds_of(args)]:
+        generator = new_generator()
+        learn(generator, bank, episodes, folds, fold, LearnConfig(), say)
+        write_generator(args.out / f"generator{fold}.safetensors", generator)
+
+
+def whole_bank(out: Path, tasks: Sequence[EncodedTask]) -> Bank:
+    """The bank of all tasks; its default is the mean of the folds' multi-task adapters."""
+    return bank_of(out, banked(tasks), torch.stack(multitasks(out)).mean(0))
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    """The generated adapters and the controls, on the measured tasks of each fold."""
+    encoder, _ = started(args)
+    tasks = tasks_of(args)
+    for fold in folds_of(args):
+        known = banked(others(tasks, fold))
+        bank = bank_of(args.out, known, read_multitask(args.out, fold))
+        generator = read_generator(args.out / f"generator{fold}.safetensors")
+        own, names = measured(tasks, fold), [task.name for task in known]
+        for i, task in enumerate(own):
+            path = args.out / "eval" / f"{task.name}.generated.json"
+            found = kept(path, generated, encoder, task, generator, bank, names, own[i - 1])
+            say(f"{task.name}: {found['generated']} nearest {found['nearest training adapter']} {found['weights']}")
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """The generator that knows all tasks as a folder, `bundle` under `--out`; after `learn --fold -1`."""
+    encoder, _ = started(args)
+    known = banked(tasks_of(args))
+    config = AdapterConfig(
+        args.model, weights_digest(found_folder(args.model)), MOST_TOKENS, SCALE, tuple(task.name for task in known)
+    )
+    generator, bank = read_generator(args.out / "generator-1.safetensors"), whole_bank(args.out, known)
+    maker = AdapterMaker(config, generator, bank, encoder.lora_a)
+    save_maker(args.out / "bundle", maker)
+
+
+def run_table(args: argparse.Namespace) -> None:
+    """The table of all that is measured, into `--results`."""
+    table = make_table(read_results(args.out / "eval"))
+    write_json(args.results, table)
+    for line in lines(table):
+        say(line)
+    for title, difference in table["generated less"].items():
+        say(f"generated less {title}: {difference}")
+
+
+def measured(tasks: Sequence[EncodedTask], fold: int) -> list[EncodedTask]:
+    """The tasks of a fold that the table shows."""
+    return [task for task in tasks if task.fold == fold and task.name in MEASURED]
+
+
+def folds_of(args: argparse.Namespace) -> Sequence[int]:
+    """The fold asked for, or all."""
+    return range(len(FOLDS)) if args.fold is None else [args.fold]
+
+
+def best_of(rows: Sequence[dict]) -> float:
+    """The best closed form's mean over seeds, for a line of progress only."""
+    return max(sum(row[name] for row in rows) / len(rows) for name in rows[0])
+
+
+def started(args: argparse.Namespace) -> tuple[AdaptedBert, Tensor]:
+    """The encoder with the shared A, and the start's B."""
+    tensors, _ = read_safetensors(args.out / "start.safetensors", "shared start")
+    return load_encoder(args.model, tensors["lora_a"]), tensors["lora_b"]
+
+
+def tasks_of(args: argparse.Namespace) -> Sequence[EncodedTask]:
+    """All tasks as tokens."""
+    return encoded_tasks(args.data, args.model, args.out / "tokens")
+
+
+STAGES = {
+    "start": run_start,
+    "prepare": run_prepare,
+    "default": run_default,
+    "frozen": run_frozen,
+    "multitask": run_multitask,
+    "baselines": run_baselines,
+    "picked": run_picked,
+    "learn": run_learn,
+    "evaluate": run_evaluate,
+    "export": run_export,
+    "table": run_table,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a stage."""
+    args = parser().parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    STAGES[args.stage](args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Accuracy of every method on the tasks left out, a file a task and pass, kept from run to run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ltdi.adapter_bank import Bank, left_out
+from ltdi.adapter_generator import AdapterGenerator, Generated
+from ltdi.bodies.adapted import AdaptedBert
+from ltdi.files import write_json
+from training.adapters.encoded import EncodedTask, Part, hidden_features
+from training.adapters.heads import head_accuracies, percent
+
+SEEDS, SHOTS = (0, 1, 2), 16
+
+
+def support_of(task: EncodedTask, seed: int) -> Part:
+    """The support set of a seed."""
+    return task.train.take(task.draw(seed, SHOTS))
+
+
+def fixed_adapter(encoder: AdaptedBert, task: EncodedTask, lora_b: Tensor | None, feature: str) -> tuple[list, list]:
+    """Each seed's accuracies by closed form under one adapter: on the features as they are, and at unit length."""
+    parts = [support_of(task, seed) for seed in SEEDS]
+    test = hidden_features(encoder, task.test.tokens, lora_b)[feature]
+    found: tuple[list, list] = ([], [])
+    for part in parts:
+        support = hidden_features(encoder, part.tokens, lora_b)[feature]
+        for unit, rows in zip((False, True), found, strict=True):
+            rows.append(head_accuracies(support, part.labels, task.ways, test, task.test.labels, unit))
+    return found
+
+
+def baselines(encoder: AdaptedBert, task: EncodedTask, multitask: Tensor, mean: Tensor, default: Tensor) -> dict:
+    """The frozen body, the default adapter, the multi-task adapter, the mean adapter."""
+    plain, unit = fixed_adapter(encoder, task, None, "mean")
+    adapters = {"default adapter": default, "multi-task": multitask, "mean adapter": mean}
+    return {"frozen, mean pooled": plain, "frozen, mean pooled, unit length": unit} | {
+        name: fixed_adapter(encoder, task, lora_b, "pooler")[0] for name, lora_b in adapters.items()
+    }
+
+
+def picked(encoder: AdaptedBert, task: EncodedTask, names: Sequence[str], adapters: Tensor, seed: int) -> dict:
+    """The training adapter with the best leave-one-out accuracy on a seed's support, ties by squared error."""
+    part, said = support_of(task, seed), []
+    for lora_b in adapters:
+        features = hidden_features(encoder, part.tokens, lora_b)["pooler"]
+        right, error = left_out(features, part.labels, task.ways, features[:0], 1.0, 0.0)
+        said.append((right, -error))
+    best = max(range(len(said)), key=lambda i: said[i])
+    support = hidden_features(encoder, part.tokens, adapters[best])["pooler"]
+    test = hidden_features(encoder, task.test.tokens, adapters[best])["pooler"]
+    return {"picked": head_accuracies(support, part.labels, task.ways, test, task.test.labels), "chosen": names[best]}
+
+
+def generated(
+    encoder: AdaptedBert, task: EncodedTask, generator: AdapterGenerator, bank: Bank, names: Sequence[str], other: EncodedTask
+) -> dict:
+    """The generated adapter with its own head and with closed forms, and the controls.
+
+    Args:
+        names: of the stored tasks, without the default.
+        other: the task whose support the control is conditioned on.
+    """
+    found: dict[str, list] = {"generated": [], "generated, closed form": [], "nearest training adapter": [],
+                              "condition of another task": [], "weights": []}  # fmt: skip
+    for seed in SEEDS:
+        part = support_of(task, seed)
+        made = generator.generate(encoder, bank, part.tokens, part.labels, task.ways, seed)
+        test = hidden_features(encoder, task.test.tokens, made.lora_b)["pooler"]
+        found["generated"].append(_answered(test, made.classifier, task))
+        support = hidden_features(encoder, part.tokens, made.lora_b)["pooler"]
+        found["generated, closed form"].append(head_accuracies(support, part.labels, task.ways, test, task.test.labels))
+        said = zip(made.candidates.tolist(), made.weights.tolist(), strict=True)
+        found["weights"].append({[*names, "default"][i]: round(w, 3) for i, w in said if w > 0.02})
+        if seed == SEEDS[0]:
+            first = made.candidates[made.weights.argmax()][None]
+            alone = Generated(bank.adapters(first)[0], made.classifier, first, torch.ones(1))
+            found["nearest training adapter"].append(_with_head(encoder, task, generator, bank, part, alone))
+            wrong = support_of(other, seed)
+            shuffled = generator.generate(encoder, bank, wrong.tokens, wrong.labels, other.ways, seed)
+            found["condition of another task"].append(_with_head(encoder, task, generator, bank, part, shuffled))
+    return found
+
+
+def _with_head(
+    encoder: AdaptedBert, task: EncodedTask, generator: AdapterGenerator, bank: Bank, part: Part, made: Generated
+) -> float:
+    """Accuracy of another adapter with the head of this support."""
+    support = hidden_features(encoder, part.tokens, made.lora_b)["pooler"]
+    test = hidden_features(encoder, task.test.tokens, made.lora_b)["pooler"]
+    head = generator.classifier(support, part.labels, task.ways, bank, made.candidates, made.weights)
+    return _answered(test, head, task)
+
+
+def _answered(test: Tensor, head: Tensor, task: EncodedTask) -> float:
+    return percent(F.linear(test, head[:, :-1], head[:, -1]), task.test.labels)
+
+
+def kept(path: Path, make: Callable[..., dict], *arguments: object) -> dict:
+    """What a file holds, or what `make` says of the arguments, kept there."""
+    if not path.is_file():
+        write_json(path, make(*arguments))
+    return json.loads(path.read_text(encoding="utf-8"))
+

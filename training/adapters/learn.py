@@ -1,0 +1,139 @@
+"""Learning the generator by the task loss of the finished adapter with its head, on queries.
+
+The loss of an episode is the expected loss over the candidates, each with its head, under the weights that the denoiser
+gives them. The encoder has no part in the gradient, so that an episode's features under its candidates are read once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ltdi.adapter_bank import Bank, candidates, evidence, retrieve
+from ltdi.adapter_generator import AdapterGenerator
+from training.adapters.encoded import EncodedTask, FastBert, Part, hidden_features
+
+ROWS, TRIED = 64, 8  # rows of an episode, support and queries; candidates that its features are read under
+
+
+@dataclass(frozen=True)
+class LearnConfig:
+    """`steps` of Adam at `rate`, `group` episodes each."""
+
+    steps: int = 75
+    group: int = 16
+    rate: float = 0.03
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A drawn task under its candidates.
+
+    Args:
+        chosen: `[C]`, the default last.
+        evidence: `[C, F]`.
+        support, queries: `[C, M, D]`, features under each.
+        labels, wanted: `[M]`, classes of support and queries.
+    """
+
+    chosen: Tensor
+    evidence: Tensor
+    support: Tensor
+    queries: Tensor
+    labels: Tensor
+    wanted: Tensor
+    ways: int
+    fold: int
+
+
+def draw_rows(task: EncodedTask, draw: torch.Generator, subset: float = 0.5) -> tuple[Part, int, int]:
+    """Support then queries of a task or, of a task of many classes, of some of its classes; rows of support; N."""
+    classes = torch.arange(task.ways)
+    if task.ways > 2 and torch.rand((), generator=draw) < subset:
+        count = int(torch.randint(2, min(task.ways, 5), (1,), generator=draw))
+        classes = torch.randperm(task.ways, generator=draw)[:count]
+    ways = len(classes)
+    shots = max(1, min(16, ROWS // 2 // ways))
+    support, rest = [], []
+    for c in classes:
+        rows = (task.train.labels == c).nonzero().flatten()
+        rows = rows[torch.randperm(len(rows), generator=draw)]
+        support.append(rows[:shots])
+        rest.append(rows[shots : shots + ROWS])
+    queries = torch.cat(rest)
+    queries = queries[torch.randperm(len(queries), generator=draw)][: ROWS - ways * shots]
+    part = task.train.take(torch.cat([*support, queries]))
+    labels = (part.labels[:, None] == classes).int().argmax(1)
+    return Part(part.tokens, labels), ways * shots, ways
+
+
+def read_episode(
+    encoder: FastBert, bank: Bank, adapters: Tensor, task: EncodedTask, allowed: Tensor, draw: torch.Generator
+) -> Episode:
+    """An episode with its features under its candidates.
+
+    Args:
+        adapters: `[T, layers, 2, D, rank]`, of the bank's tasks, the default last.
+        allowed: `[T]`, 0 for the task's own source.
+    """
+    part, count, ways = draw_rows(task, draw)
+    support = part.take(torch.arange(count))
+    frozen = hidden_features(encoder, support.tokens)["mean"]
+    score = retrieve(bank, frozen, support.labels, ways, task.pairs)
+    chosen = candidates(bank, score, allowed, TRIED)
+    features = torch.stack([hidden_features(encoder, part.tokens, adapters[i])["pooler"] for i in chosen])
+    told = evidence(bank, chosen, features[:, :count], score, support.labels, ways)
+    return Episode(
+        chosen, told, features[:, :count], features[:, count:], support.labels, part.labels[count:], ways, task.fold
+    )
+
+
+def episode_loss(generator: AdapterGenerator, bank: Bank, episode: Episode, folds: Tensor, outer: int) -> tuple[Tensor, float]:
+    """Expected cross entropy over log N of the queries, and the accuracy under the candidate of the greatest weight.
+
+    Args:
+        folds: `[T]`, of the stored tasks; those of `outer` are not allowed.
+    """
+    allowed = (folds[episode.chosen] != outer).float()
+    weights = torch.softmax(generator.denoiser.told(episode.evidence[None], allowed[None])[0], dim=0)
+    losses, right = [], []
+    for c in allowed.nonzero().flatten().tolist():
+        rows = bank.own[bank.owner == episode.chosen[c]]
+        head = generator.head(episode.support[c], episode.labels, episode.ways, rows, torch.ones(len(rows)))
+        answers = F.linear(episode.queries[c], head[:, :-1], head[:, -1])
+        losses.append(weights[c] * F.cross_entropy(answers, episode.wanted))
+        right.append(float((answers.argmax(1) == episode.wanted).float().mean()))
+    best = int(weights[allowed.bool()].argmax())
+    return torch.stack(losses).sum() / torch.tensor(float(episode.ways)).log(), right[best]
+
+
+def learn(
+    generator: AdapterGenerator, bank: Bank, episodes: Sequence[Episode], folds: Tensor, outer: int, config: LearnConfig,
+    log: Callable = print,
+) -> None:  # fmt: skip
+    """Train the generator in place on the episodes of the other folds."""
+    draw = torch.Generator().manual_seed(config.seed)
+    own = [episode for episode in episodes if episode.fold != outer]
+    optimiser = torch.optim.Adam(generator.parameters(), lr=config.rate)
+    began, losses, right = time.monotonic(), [], []
+    for step in range(1, config.steps + 1):
+        total = torch.zeros(())
+        for i in torch.randperm(len(own), generator=draw)[: config.group]:
+            loss, accuracy = episode_loss(generator, bank, own[i], folds, outer)
+            total = total + loss / config.group
+            right.append(accuracy)
+        optimiser.zero_grad()
+        total.backward()
+        optimiser.step()
+        losses.append(total.item())
+        if step % 25 == 0:
+            log(
+                f"generator: step {step}, loss {sum(losses[-25:]) / 25:.3f}, accuracy of the first candidate "
+                f"{sum(right[-400:]) / len(right[-400:]):.3f}, {time.monotonic() - began:.0f} s"
+            )
