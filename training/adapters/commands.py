@@ -164,8 +164,9 @@ def run_table(args: argparse.Namespace) -> None:
     write_json(args.results, table)
     for line in lines(table):
         say(line)
-    for title, difference in table["generated less"].items():
-        say(f"generated less {title}: {difference}")
+    for own, differences in table["less"].items():
+        for title, difference in differences.items():
+            say(f"{own} less {title}: {difference}")
 
 
 def measured(tasks: Sequence[EncodedTask], fold: int) -> list[EncodedTask]:
