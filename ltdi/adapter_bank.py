@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TINY = 1e-6
+LIKENESS = 0.3  # what the likeness of texts adds to a candidate's score
 LUCK = 0.05  # by which the best of R shares of 32 examples grows by chance with log R
 
 
@@ -26,6 +27,8 @@ class Bank:
         own: `[R, D]`, directions of their classifiers on the pooler's output under their own adapters.
         owner: `[R]`, the stored task of each direction.
         pairs: `[T]`, 1 for tasks on pairs of texts.
+        topics: `[T, D]`, the mean of their texts on the frozen body, less the mean over tasks, length one; 0 for the default.
+        centre: `[D]`, the mean over tasks.
     """
 
     start: Tensor
@@ -36,6 +39,8 @@ class Bank:
     own: Tensor
     owner: Tensor
     pairs: Tensor
+    topics: Tensor
+    centre: Tensor
 
     def decode(self, x: Tensor) -> Tensor:
         """B `[B, layers, 2, D, rank]` from coordinates `[B, W, K]`."""
@@ -54,7 +59,7 @@ class Bank:
 
 def make_bank(
     start: Tensor, waypoints: Tensor, default: Tensor, frozen: Sequence[Tensor], own: Sequence[Tensor], pairs: Sequence[bool],
-    components: int,
+    means: Tensor, components: int,
 ) -> Bank:  # fmt: skip
     """A bank of prepared adapters.
 
@@ -64,6 +69,7 @@ def make_bank(
         default: `[layers, 2, D, rank]`.
         frozen, own: each task's classifiers `[N, D + 1]` on the frozen body and under its adapter.
         pairs: whether a task is on pairs.
+        means: `[T - 1, D]`, of the tasks' texts on the frozen body.
         components: K at most.
     """
     still = torch.stack([default, *[start + (default - start) * (1 - i / 3) for i in range(1, waypoints.shape[1])]])
@@ -77,6 +83,7 @@ def make_bank(
     return Bank(
         start, basis, spread, raw / spread[:, None], torch.cat([directions(head) for head in frozen]), torch.cat(rows), owner,
         torch.tensor([*map(float, pairs), 0.5]),
+        F.pad(F.normalize(means - means.mean(0), dim=1), (0, 0, 0, 1)), means.mean(0),
     )  # fmt: skip
 
 
@@ -104,10 +111,20 @@ def separation(values: Tensor, labels: Tensor, ways: int) -> Tensor:
     return (share - chance) / max(1 - chance, TINY)
 
 
+def likeness(bank: Bank, frozen: Tensor) -> Tensor:
+    """Cosine of the support's mean text and each stored task's, both less the mean over tasks: `[T]`; the default's is 0.
+
+    Args:
+        frozen: `[M, D]`, mean-pooled features of the support under the frozen body.
+    """
+    return bank.topics @ F.normalize(F.normalize(frozen, dim=1).mean(0) - bank.centre, dim=0)
+
+
 def retrieve(bank: Bank, frozen: Tensor, labels: Tensor, ways: int, pair: bool) -> Tensor:
     """How well each stored task's classifier on the frozen body tells the support's classes apart, `[T]`; the default 0.
 
-    Tasks on pairs and on single texts are no candidates for each other.
+    It is the best of a classifier's rows, less what the best of several reaches by luck. Tasks on pairs and on single
+    texts are no candidates for each other.
 
     Args:
         frozen: `[M, D]`, mean-pooled features of the support under the frozen body.
@@ -177,12 +194,14 @@ def left_out(features: Tensor, labels: Tensor, ways: int, rows: Tensor, strength
     return float((predicted.argmax(1) == labels).float().mean()), float((predicted - y).square().mean())
 
 
-def evidence(bank: Bank, chosen: Tensor, features: Tensor, score: Tensor, labels: Tensor, ways: int) -> Tensor:
-    """What the support looks like under each candidate, `[C, 8]`.
+def evidence(
+    bank: Bank, chosen: Tensor, features: Tensor, score: Tensor, alike: Tensor, labels: Tensor, ways: int
+) -> Tensor:
+    """What the support looks like under each candidate, `[C, 9]`.
 
     By how much its leave-one-out squared error with the candidate's classifier as a prior lies below the default's, the
     same without the prior, both accuracies less the default's, the separation by the candidate's own classifier, the
-    score of its retrieval, whether it is the default, log N.
+    score of its retrieval, whether it is the default, log N, and the likeness of its texts.
 
     Args:
         chosen: `[C]`, candidates, the default last.
@@ -200,4 +219,4 @@ def evidence(bank: Bank, chosen: Tensor, features: Tensor, score: Tensor, labels
     is_default[-1] = 1
     gains = (default[:2] - said[:, :2]) / default[:2].clamp_min(TINY)
     log_ways = torch.full((len(said), 1), float(torch.tensor(float(ways)).log()) / 2)
-    return torch.cat([gains, said[:, 2:4] - default[2:4], said[:, 4:], is_default, log_ways], dim=1)
+    return torch.cat([gains, said[:, 2:4] - default[2:4], said[:, 4:], is_default, log_ways, alike[chosen].unsqueeze(1)], dim=1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ltdi.adapter_bank import Bank, RidgeHead, candidates, evidence, retrieve
+from ltdi.adapter_bank import LIKENESS, Bank, RidgeHead, candidates, evidence, likeness, retrieve
 from ltdi.bodies.adapted import AdaptedBert, Tokens, mean_pooled
 from ltdi.denoisers.adapter_tokens import AdapterCondition, AdapterTokens
 from ltdi.sampler import sample
@@ -60,9 +60,10 @@ class AdapterGenerator(nn.Module):
         allowed = torch.ones(len(bank.pairs)) if allowed is None else allowed
         frozen = mean_pooled(encoder.hidden(support), support.mask)
         score = retrieve(bank, frozen, labels, ways, bool(support.kinds.any()))
-        chosen = candidates(bank, score, allowed, CANDIDATES)
+        alike = likeness(bank, frozen)
+        chosen = candidates(bank, score + alike * LIKENESS, allowed, CANDIDATES)
         features = pooled_each(encoder, support, bank.adapters(chosen))
-        told = evidence(bank, chosen, features, score, labels, ways)[None]
+        told = evidence(bank, chosen, features, score, alike, labels, ways)[None]
         return AdapterCondition(told, bank.trajectories[chosen][None], allowed[chosen][None]), chosen
 
     def chain(self, noise: Tensor, condition: AdapterCondition) -> tuple[Tensor, Tensor]:

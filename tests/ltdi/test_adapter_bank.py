@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from ltdi.adapter_bank import Bank, RidgeHead, candidates, evidence, left_out, make_bank, retrieve, separation
+from ltdi.adapter_bank import Bank, RidgeHead, candidates, evidence, left_out, likeness, make_bank, retrieve, separation
 from ltdi.adapter_generator import AdapterGenerator, pooled_each
 from ltdi.baselines import ridge
 from ltdi.denoisers.adapter_tokens import FIRST, AdapterCondition, AdapterTokens, AdapterTokensConfig
@@ -24,7 +24,7 @@ def a_bank(tasks: int = 5, components: int = 6) -> tuple[Bank, torch.Tensor]:
     """Five tasks and the default; the first is on pairs."""
     waypoints = draw(tasks, 4, 2, 2, 16, 2, seed=1)
     heads = [[draw(2 + i % 2, 17, seed=s + i) for i in range(tasks)] for s in (10, 20)]
-    bank = make_bank(draw(2, 2, 16, 2), waypoints, draw(2, 2, 16, 2, seed=5), *heads, [i == 0 for i in range(tasks)], components)
+    bank = make_bank(draw(2, 2, 16, 2), waypoints, draw(2, 2, 16, 2, seed=5), *heads, [i == 0 for i in range(tasks)], F.normalize(draw(tasks, 16, seed=6)), components)
     return bank, waypoints
 
 
@@ -47,7 +47,7 @@ def test_coordinates_zero_are_the_start() -> None:
 def test_a_chain_told_of_one_task_lands_on_its_waypoints() -> None:
     bank, _ = a_bank()
     denoiser = a_generator().denoiser
-    told = torch.zeros(1, 6, 8)
+    told = torch.zeros(1, 6, 9)
     told[0, 3, FIRST] = 10.0
     condition = AdapterCondition(told, bank.trajectories[None], torch.ones(1, 6))
     seen = {}
@@ -59,7 +59,7 @@ def test_a_chain_told_of_one_task_lands_on_its_waypoints() -> None:
 
 def test_a_candidate_that_is_not_allowed_counts_nothing() -> None:
     bank, _ = a_bank()
-    told, allowed = torch.zeros(1, 6, 8), torch.ones(1, 6)
+    told, allowed = torch.zeros(1, 6, 9), torch.ones(1, 6)
     told[0, 3, FIRST], allowed[0, 3] = 10.0, 0
     weights = a_generator().denoiser.weigh(AdapterCondition(told, bank.trajectories[None], allowed))
     assert weights[0, 3] == 0
@@ -89,6 +89,14 @@ def test_retrieval_finds_the_task_whose_classifier_made_the_labels_whatever_the_
     chosen = candidates(bank, score, banned, 3).tolist()
     assert 2 not in chosen
     assert chosen[-1] == 5
+
+
+def test_texts_like_a_stored_tasks_are_found_without_labels() -> None:
+    bank, _ = a_bank()
+    alike = likeness(bank, 5 * F.normalize(draw(5, 16, seed=6))[3].expand(8, -1))
+    assert int(alike.argmax()) == 3
+    assert torch.allclose(alike[3], torch.tensor(1.0))
+    assert alike[-1] == 0
 
 
 def test_the_head_without_directions_is_ridge_regression() -> None:
@@ -132,8 +140,8 @@ def test_leave_one_out_in_closed_form_is_leave_one_out() -> None:
 def test_evidence_of_the_default_is_nothing_gained() -> None:
     bank, _ = a_bank()
     chosen = torch.tensor([1, 2, 5])
-    told = evidence(bank, chosen, draw(3, 8, 16, seed=2), torch.zeros(6), TWO, 2)
-    assert told.shape == (3, 8)
+    told = evidence(bank, chosen, draw(3, 8, 16, seed=2), torch.zeros(6), torch.zeros(6), TWO, 2)
+    assert told.shape == (3, 9)
     assert told[-1].tolist()[:5] == [0.0] * 5
     assert told[:, 6].tolist() == [0.0, 0.0, 1.0]
 

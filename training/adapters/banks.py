@@ -17,7 +17,7 @@ from training.adapters.store import Stored, final, read_store
 from training.adapters.tasks import BANKED
 
 COMPONENTS = 24
-FROZEN_ROWS, FROZEN_STRENGTH = 1000, 1.0
+FROZEN_ROWS, FROZEN_STRENGTH, TOPIC_ROWS = 1000, 1.0, 100
 
 
 def others(tasks: Sequence[EncodedTask], fold: int) -> list[EncodedTask]:
@@ -55,6 +55,17 @@ def frozen_head(encoder: AdaptedBert, task: EncodedTask) -> Tensor:
     return torch.cat([rows, (y.mean(0) - rows @ features.mean(0)).unsqueeze(1)], dim=1)
 
 
+def frozen_mean(encoder: AdaptedBert, task: EncodedTask) -> Tensor:
+    """The mean of a task's texts on the frozen body, features of length one: `[D]`."""
+    part = task.train.take(torch.arange(min(TOPIC_ROWS, len(task.train))))
+    return F.normalize(hidden_features(encoder, part.tokens)["mean"], dim=1).mean(0)
+
+
+def write_topics(out: Path, encoder: AdaptedBert, tasks: Sequence[EncodedTask]) -> None:
+    """Keep the mean texts of the tasks."""
+    write_safetensors(out / "topics.safetensors", {task.name: frozen_mean(encoder, task) for task in tasks}, {})
+
+
 def write_frozen(out: Path, encoder: AdaptedBert, tasks: Sequence[EncodedTask]) -> None:
     """Keep the classifiers of the tasks on the frozen body."""
     write_safetensors(out / "frozen.safetensors", {task.name: frozen_head(encoder, task) for task in tasks}, {})
@@ -73,4 +84,6 @@ def bank_of(out: Path, tasks: Sequence[EncodedTask], default: Tensor, components
     waypoints = torch.stack([one.lora_b for one in stored])
     pairs = [task.pairs for task in tasks]
     heads = [frozen[task.name] for task in tasks]
-    return make_bank(start, waypoints, default, heads, [one.classifier[0] for one in stored], pairs, components)
+    topics, _ = read_safetensors(out / "topics.safetensors", "mean texts")
+    means = torch.stack([topics[task.name] for task in tasks])
+    return make_bank(start, waypoints, default, heads, [one.classifier[0] for one in stored], pairs, means, components)

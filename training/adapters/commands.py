@@ -23,6 +23,7 @@ from training.adapters.banks import (
     stored_of,
     write_frozen,
     write_multitask,
+    write_topics,
 )
 from training.adapters.encoded import MOST_TOKENS, SCALE, EncodedTask, encoded_tasks, found_folder, load_encoder
 from training.adapters.evaluate import SEEDS, baselines, generated, kept, picked
@@ -53,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--results", type=Path, default=Path("results/adapters.json"))
     options.add_argument("--fold", type=int, default=None, help="the fold left out; -1 leaves none out")
     options.add_argument("--seeds", type=int, default=3, help="support sets of each task that `picked` tries")
+    options.add_argument("--tasks", nargs="*", help="that `evaluate` measures")
     options.add_argument("--threads", type=int, default=1)
     return options
 
@@ -96,33 +98,7 @@ def run_frozen(args: argparse.Namespace) -> None:
     """The classifiers of the bank's tasks on the frozen body."""
     encoder, _ = started(args)
     write_frozen(args.out, encoder, banked(tasks_of(args)))
-
-
-def run_baselines(args: argparse.Namespace) -> None:
-    """The comparators that need no search, on the measured tasks of each fold."""
-    encoder, _ = started(args)
-    tasks = tasks_of(args)
-    default = read_safetensors(args.out / "default.safetensors", "default adapter")[0]["lora_b"]
-    for fold in folds_of(args):
-        multitask, mean = read_multitask(args.out, fold), mean_adapter(stored_of(args.out, others(tasks, fold)))
-        for task in measured(tasks, fold):
-            path = args.out / "eval" / f"{task.name}.baselines.json"
-            found = kept(path, baselines, encoder, task, multitask, mean, default)
-            say(f"{task.name}: " + ", ".join(f"{name} {best_of(rows):.1f}" for name, rows in found.items()))
-
-
-def run_picked(args: argparse.Namespace) -> None:
-    """The training adapter picked by leave-one-out from the bank's, on the measured tasks of each fold."""
-    encoder, _ = started(args)
-    tasks = tasks_of(args)
-    for fold in folds_of(args):
-        known = banked(others(tasks, fold))
-        adapters, names = final(stored_of(args.out, known)), [task.name for task in known]
-        for task in measured(tasks, fold):
-            for seed in SEEDS[: args.seeds]:
-                path = args.out / "eval" / f"{task.name}.picked{seed}.json"
-                found = kept(path, picked, encoder, task, names, adapters, seed)
-                say(f"{task.name}: picked {best_of([found['picked']]):.1f} {found['chosen']}")
+    write_topics(args.out, encoder, banked(tasks_of(args)))
 
 
 def run_learn(args: argparse.Namespace) -> None:
@@ -144,18 +120,30 @@ def whole_bank(out: Path, tasks: Sequence[EncodedTask]) -> Bank:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    """The generated adapters and the controls, on the measured tasks of each fold."""
+    """All methods on the measured tasks, or on those of `--tasks`, one task after the other; files that exist are kept."""
     encoder, _ = started(args)
     tasks = tasks_of(args)
-    for fold in folds_of(args):
-        known = banked(others(tasks, fold))
-        bank = bank_of(args.out, known, read_multitask(args.out, fold))
-        generator = read_generator(args.out / f"generator{fold}.safetensors")
-        own, names = measured(tasks, fold), [task.name for task in known]
-        for i, task in enumerate(own):
-            path = args.out / "eval" / f"{task.name}.generated.json"
-            found = kept(path, generated, encoder, task, generator, bank, names, own[i - 1])
-            say(f"{task.name}: {found['generated']} nearest {found['nearest training adapter']} {found['weights']}")
+    for name in args.tasks or MEASURED:
+        task = next(one for one in tasks if one.name == name)
+        known = others(tasks, task.fold)
+        held, multitask, folder = banked(known), read_multitask(args.out, task.fold), args.out / "eval"
+        bank, names = bank_of(args.out, held, multitask), [one.name for one in held]
+        generator = read_generator(args.out / f"generator{task.fold}.safetensors")
+        other = next(one for one in measured(tasks, task.fold) if one.name != name)
+        made = kept(folder / f"{name}.generated.json", generated, encoder, task, generator, bank, names, other)
+        say(f"{name}: generated {made['generated']} {made['weights']}")
+        mean, default = mean_adapter(stored_of(args.out, known)), default_of(args.out)
+        found = kept(folder / f"{name}.baselines.json", baselines, encoder, task, multitask, mean, default)
+        say(f"{name}: " + ", ".join(f"{title} {best_of(rows):.1f}" for title, rows in found.items()))
+        adapters = final(stored_of(args.out, held))
+        for seed in SEEDS[: args.seeds]:
+            found = kept(folder / f"{name}.picked{seed}.json", picked, encoder, task, names, adapters, seed)
+            say(f"{name}: picked {best_of([found['picked']]):.1f} {found['chosen']}")
+
+
+def default_of(out: Path) -> Tensor:
+    """The start, learned on for longer."""
+    return read_safetensors(out / "default.safetensors", "default adapter")[0]["lora_b"]
 
 
 def run_export(args: argparse.Namespace) -> None:
@@ -176,8 +164,9 @@ def run_table(args: argparse.Namespace) -> None:
     write_json(args.results, table)
     for line in lines(table):
         say(line)
-    for title, difference in table["generated less"].items():
-        say(f"generated less {title}: {difference}")
+    for own, differences in table["less"].items():
+        for title, difference in differences.items():
+            say(f"{own} less {title}: {difference}")
 
 
 def measured(tasks: Sequence[EncodedTask], fold: int) -> list[EncodedTask]:
@@ -212,8 +201,6 @@ STAGES = {
     "default": run_default,
     "frozen": run_frozen,
     "multitask": run_multitask,
-    "baselines": run_baselines,
-    "picked": run_picked,
     "learn": run_learn,
     "evaluate": run_evaluate,
     "export": run_export,

@@ -1,7 +1,8 @@
 """Learning the generator by the task loss of the finished adapter with its head, on queries.
 
-The loss of an episode is the expected loss over the candidates, each with its head, under the weights that the denoiser
-gives them. The encoder has no part in the gradient, so that an episode's features under its candidates are read once.
+The loss of an episode is the cross entropy of the candidates' answers, each with its head, averaged under the weights that
+the denoiser gives them: a stand-in for the adapter of these weights, under which an episode's features need to be read
+only once. (The expected loss instead is least at a single candidate, and a wrong one is chosen as surely as a right one.)
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltdi.adapter_bank import Bank, candidates, evidence, retrieve
+from ltdi.adapter_bank import LIKENESS, Bank, candidates, evidence, likeness, retrieve
 from ltdi.adapter_generator import AdapterGenerator
 from training.adapters.encoded import EncodedTask, FastBert, Part, hidden_features
 
@@ -86,31 +87,31 @@ def read_episode(
     support = part.take(torch.arange(count))
     frozen = hidden_features(encoder, support.tokens)["mean"]
     score = retrieve(bank, frozen, support.labels, ways, task.pairs)
-    chosen = candidates(bank, score, allowed, TRIED)
+    alike = likeness(bank, frozen)
+    chosen = candidates(bank, score + alike * LIKENESS, allowed, TRIED)
     features = torch.stack([hidden_features(encoder, part.tokens, adapters[i])["pooler"] for i in chosen])
-    told = evidence(bank, chosen, features[:, :count], score, support.labels, ways)
+    told = evidence(bank, chosen, features[:, :count], score, alike, support.labels, ways)
     return Episode(
         chosen, told, features[:, :count], features[:, count:], support.labels, part.labels[count:], ways, task.fold
     )
 
 
 def episode_loss(generator: AdapterGenerator, bank: Bank, episode: Episode, folds: Tensor, outer: int) -> tuple[Tensor, float]:
-    """Expected cross entropy over log N of the queries, and the accuracy under the candidate of the greatest weight.
+    """Cross entropy over log N of the weighed answers on the queries, and their accuracy.
 
     Args:
         folds: `[T]`, of the stored tasks; those of `outer` are not allowed.
     """
     allowed = (folds[episode.chosen] != outer).float()
     weights = torch.softmax(generator.denoiser.told(episode.evidence[None], allowed[None])[0], dim=0)
-    losses, right = [], []
+    mixed = torch.zeros(len(episode.wanted), episode.ways)
     for c in allowed.nonzero().flatten().tolist():
         rows = bank.own[bank.owner == episode.chosen[c]]
         head = generator.head(episode.support[c], episode.labels, episode.ways, rows, torch.ones(len(rows)))
         answers = F.linear(episode.queries[c], head[:, :-1], head[:, -1])
-        losses.append(weights[c] * F.cross_entropy(answers, episode.wanted))
-        right.append(float((answers.argmax(1) == episode.wanted).float().mean()))
-    best = int(weights[allowed.bool()].argmax())
-    return torch.stack(losses).sum() / torch.tensor(float(episode.ways)).log(), right[best]
+        mixed = mixed + weights[c] * torch.softmax(answers, dim=1)
+    loss = F.nll_loss(mixed.clamp_min(1e-6).log(), episode.wanted) / torch.tensor(float(episode.ways)).log()
+    return loss, float((mixed.argmax(1) == episode.wanted).float().mean())
 
 
 def learn(
@@ -134,6 +135,6 @@ def learn(
         losses.append(total.item())
         if step % 25 == 0:
             log(
-                f"generator: step {step}, loss {sum(losses[-25:]) / 25:.3f}, accuracy of the first candidate "
+                f"generator: step {step}, loss {sum(losses[-25:]) / 25:.3f}, accuracy "
                 f"{sum(right[-400:]) / len(right[-400:]):.3f}, {time.monotonic() - began:.0f} s"
             )

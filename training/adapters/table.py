@@ -27,7 +27,7 @@ AGAINST = ("frozen body", "multi-task LoRA", "mean training LoRA", "picked train
 
 
 def read_results(folder: Path) -> dict[str, dict]:
-    """What each pass said of each measured task, joined."""
+    """What each pass said of each measured task that all passes are done with, joined."""
     found: dict[str, dict] = {}
     for name in MEASURED:
         for part in ("baselines", "generated"):
@@ -37,7 +37,7 @@ def read_results(folder: Path) -> dict[str, dict]:
         seeds = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"{name}.picked?.json"))]
         if seeds:
             found.setdefault(name, {}).update(picked=[said["picked"] for said in seeds], chosen=[s["chosen"] for s in seeds])
-    return found
+    return {name: said for name, said in found.items() if {"generated", "multi-task", "picked"} <= set(said)}
 
 
 def make_table(found: Mapping[str, dict]) -> dict:
@@ -47,15 +47,16 @@ def make_table(found: Mapping[str, dict]) -> dict:
         if all(variant in said for said in found.values() for variant in variants):
             rows[family] = {name: _chosen(found, variants, name) for name in found}
     for title, key in PLAIN.items():
-        if all(key in said for said in found.values()):
-            rows[title] = {name: said[key] for name, said in found.items()}
+        own = {name: said[key] for name, said in found.items() if key in said}
+        if own:
+            rows[title] = own
     means = {title: {name: _mean(values) for name, values in own.items()} for title, own in rows.items()}
     table = {title: {"mean": round(_mean(own.values()), 2)} | {n: round(v, 1) for n, v in own.items()} for title, own in means.items()}
-    best = "generated" if "generated" in means else None
     differences = {
-        title: _difference([means[best][name] - means[title][name] for name in found]) for title in AGAINST if best and title in means
+        own: {title: _difference(_paired(rows[own], rows[title])) for title in AGAINST if title in rows}
+        for own in ("generated", "generated, closed form")
     }
-    return {"accuracy": table, "generated less": differences}
+    return {"accuracy": table, "less": differences}
 
 
 def _chosen(found: Mapping[str, dict], variants: Sequence[str], name: str) -> list[float]:
@@ -76,6 +77,11 @@ def _mean(values) -> float:
     return sum(values) / len(values)
 
 
+def _paired(own: Rows, other: Rows) -> list[float]:
+    """A task's mean difference over the draws that both have; the first ones where one has fewer."""
+    return [_mean(a - b for a, b in zip(own[name], other[name], strict=False)) for name in own]
+
+
 def _difference(values: Sequence[float]) -> dict[str, float]:
     """Mean, half the 95 % interval, and on how many tasks it is above 0."""
     mean = _mean(values)
@@ -93,6 +99,6 @@ def lines(table: dict) -> list[str]:
     out = ["| task | fold | " + " | ".join(accuracy) + " |", "|---" * (len(accuracy) + 2) + "|"]
     for name in ["mean", *names]:
         fold = "" if name == "mean" else str(_fold(name))
-        out.append(f"| {name} | {fold} | " + " | ".join(f"{row[name]:.1f}" for row in accuracy.values()) + " |")
+        out.append(f"| {name} | {fold} | " + " | ".join(f"{row[name]:.1f}" if name in row else "" for row in accuracy.values()) + " |")
     assert len(FOLDS) == 4
     return out
