@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ltdi.adapter_bank import Bank, candidates, evidence, retrieve
+from ltdi.adapter_bank import LIKENESS, Bank, candidates, evidence, likeness, retrieve
 from ltdi.adapter_files import AdapterMaker
 from ltdi.adapter_generator import CANDIDATES, AdapterGenerator
 from ltdi.adapters.base import BaseModel
@@ -17,11 +17,13 @@ from ltdi.denoisers.adapter_tokens import AdapterCondition, AdapterTokens, Adapt
 from ltdi.errors import InvalidConfig
 from ltdi.schedule import Schedule, ScheduleConfig
 
-KEPT = ("spread", "trajectories", "frozen", "own", "owner", "pairs")  # of a bank; start and basis are the bundle's parts
+KEPT = ("spread", "trajectories", "frozen", "own", "owner", "pairs", "topics", "centre")  # of a bank; start and basis are the bundle's parts
 
 
 class Banked(Predictor):
-    """Weighs the stored tasks that look most like the support, through the chain of Eq. 1.
+    """Weighs the stored tasks that look most like the support, through the chain of Eq. 1; the head is the closed form's.
+
+    The generator's own head is 0.9 points behind logistic regression on the adapted features (`DECISIONS.md`).
 
     The bundle's mean adapter is the bank's default, its last stored task, so that coefficients are counted from there.
 
@@ -41,6 +43,8 @@ class Banked(Predictor):
         self.register_buffer("own", torch.zeros(rows, space.feature_size))
         self.register_buffer("owner", torch.zeros(rows, dtype=torch.long))
         self.register_buffer("pairs", torch.zeros(tasks))
+        self.register_buffer("topics", torch.zeros(tasks, pooled))
+        self.register_buffer("centre", torch.zeros(pooled))
 
     @property
     def bank(self) -> Bank:
@@ -55,20 +59,16 @@ class Banked(Predictor):
     def forward(self, seen_of: Evidence) -> Prediction:
         """x_0 of the chain; notes are the candidates `[C]` and what each counts `[C]`."""
         bank, index, ways = self.bank, seen_of.class_index, seen_of.ways
-        score = retrieve(bank, seen_of.pooled(), index, ways, seen_of.pairs)
-        allowed = torch.ones(len(self.pairs))
-        chosen = candidates(bank, score, allowed, CANDIDATES)
+        frozen, allowed = seen_of.pooled(), torch.ones(len(self.pairs))
+        score, alike = retrieve(bank, frozen, index, ways, seen_of.pairs), likeness(bank, frozen)
+        chosen = candidates(bank, score + alike * LIKENESS, allowed, CANDIDATES)
         seen = torch.stack([seen_of.look(self.coefficients(self.trajectories[task, 0])) for task in chosen])
-        told = evidence(bank, chosen, seen, score, index, ways)[None]
+        told = evidence(bank, chosen, seen, score, alike, index, ways)[None]
         condition = AdapterCondition(told, self.trajectories[chosen][None], allowed[chosen][None])
         dice = torch.Generator().manual_seed(seen_of.seed)
         noise = torch.randn(1, *self.trajectories.shape[2:], generator=dice)
         x, weights = self.generator.chain(noise, condition)
         return Prediction(self.coefficients(x[0]), (chosen, weights[0]))
-
-    def head(self, features: Tensor, class_index: Tensor, ways: int, prediction: Prediction) -> Tensor:
-        """Ridge regression lighter along the classifiers of related tasks, `[N, D + 1]`."""
-        return self.generator.classifier(features, class_index, ways, self.bank, *prediction.notes)
 
 
 def banked_bundle(maker: AdapterMaker, name: str, base_model_name_or_path: str, base: BaseModel | None = None) -> AdapterBundle:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ltdi.adapter_bank import Bank
-from ltdi.adapter_files import AdapterConfig, AdapterMaker, save_maker
+from ltdi.adapter_files import AdapterConfig, AdapterMaker, load_maker, save_maker
+from ltdi.adapters.banked import banked_bundle
 from ltdi.bodies.adapted import AdaptedBert
 from ltdi.bodies.sentence import weights_digest
 from ltdi.files import read_safetensors, write_json
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("stage", choices=sorted(STAGES))
-    options.add_argument("--data", type=Path, default=Path("../shared/data"))
+    options.add_argument("--data", type=Path, default=Path("data"))
     options.add_argument("--model", default=MODEL)
     options.add_argument("--out", type=Path, default=Path("runs/adapters"))
     options.add_argument("--results", type=Path, default=Path("results/adapters.json"))
@@ -158,6 +159,12 @@ def run_export(args: argparse.Namespace) -> None:
     save_maker(args.out / "bundle", maker)
 
 
+def run_bundle(args: argparse.Namespace) -> None:
+    """What `export` wrote as a bundle that the service takes, `served` under `--out`."""
+    bundle = banked_bundle(load_maker(args.out / "bundle"), "minilm-lora", f"sentence-transformers/{args.model}")
+    say(f"bundle {args.out / 'served'}, digest {bundle.save(args.out / 'served')}")
+
+
 def run_table(args: argparse.Namespace) -> None:
     """The table of all that is measured, into `--results`."""
     table = make_table(read_results(args.out / "eval"))
@@ -204,6 +211,7 @@ STAGES = {
     "learn": run_learn,
     "evaluate": run_evaluate,
     "export": run_export,
+    "bundle": run_bundle,
     "table": run_table,
 }
 

@@ -28,7 +28,7 @@ def test_the_bundle_s_adapters_are_the_generator_s(tmp_path: Path) -> None:
     folder = write_base(tmp_path / "toy" / "base")
     lora_a, start = draw(2, 2, 4, 32), draw(2, 2, 32, 4)
     heads = [[draw(2 + i % 2, 33) for i in range(9)] for _ in range(2)]
-    bank = make_bank(start, start + draw(9, 4, 2, 2, 32, 4), start + draw(2, 2, 32, 4), *heads, [False] * 9, 7)
+    bank = make_bank(start, start + draw(9, 4, 2, 2, 32, 4), start + draw(2, 2, 32, 4), *heads, [False] * 9, torch.nn.functional.normalize(draw(9, 32), dim=1), 7)
     generator = AdapterGenerator(AdapterTokens(AdapterTokensConfig(), Schedule()))
     torch.nn.init.normal_(generator.denoiser.relate[2].weight, generator=DICE)
     maker = AdapterMaker(AdapterConfig("base", "", 16, 2.0, tuple("abcdefghi")), generator, bank, lora_a)
@@ -42,8 +42,5 @@ def test_the_bundle_s_adapters_are_the_generator_s(tmp_path: Path) -> None:
     alone = generator.generate(encoder, bank, tokens, task.class_index, 3, seed=3)
     own = torch.stack([made.lora[module.path][1] for module in bundle.config.target.modules]).view(2, 2, 32, 4)
     assert torch.allclose(own, alone.lora_b, atol=1e-5) and not torch.allclose(own, start, atol=1e-2)
-    _, weight, bias = made.head
-    assert torch.allclose(weight, alone.classifier[task.restore, :-1], atol=1e-4)
-    assert torch.allclose(bias, alone.classifier[task.restore, -1], atol=1e-4)
     assert 0 <= made.support_accuracy <= 1
     assert alone.weights.max() < 0.99, "more than one stored task counts"
