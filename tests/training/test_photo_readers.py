@@ -12,8 +12,11 @@ import torch
 from PIL import Image
 
 from ltdi.errors import DataMissing
+from training.configs import experiment
+from training.configs.domains import DOMAIN_EXPERIMENTS
 from training.data.mini_imagenet import load_mini_imagenet
 from training.data.photos import load_cifar_fs, load_domainnet, load_pacs
+from training.domains.images import load_domains
 
 COLOURS = {"n01": (250, 10, 10), "n02": (10, 250, 10), "n03": (10, 10, 250)}
 PART_OF = {"n01": "train", "n02": "train", "n03": "test"}
@@ -117,6 +120,7 @@ def test_cifar_fs_takes_both_parts_of_the_listed_classes(form: str, tmp_path: Pa
         monkeypatch.setattr(torchvision.datasets, "CIFAR100", made)
     data = load_cifar_fs(tmp_path, "train", image_size=16)
     assert data.names == ["bee"] and data.images[0, :, 0, 0, 0].tolist() == [20, 30]
+    assert experiment("cifar-fs").load(tmp_path, "train").images.shape[-1] == experiment("cifar-fs").body.image_size
     with pytest.raises(DataMissing, match="no class 'cat'"):
         load_cifar_fs(tmp_path, "test")
 
@@ -143,3 +147,19 @@ def test_domainnet_reads_its_lists(tmp_path: Path) -> None:
         load_domainnet(tmp_path, "clipart")
     with pytest.raises(DataMissing, match=r"no list real_train\.txt"):
         load_domainnet(tmp_path, "real")
+
+
+def test_domains_of_domainnet_keep_the_classes_that_all_have(tmp_path: Path) -> None:
+    assert DOMAIN_EXPERIMENTS["domainnet"].source == "domainnet"
+    for number, (domain, names) in enumerate({"clipart": "ab", "real": "abc", "sketch": "abd"}.items(), 1):
+        for part, count in (("train", 2), ("test", number)):
+            lines = [f"{domain}/{name}/{part}{i}.png {ord(name)}" for name in names for i in range(count)]
+            (tmp_path / f"{domain}_{part}.txt").write_text("\n".join(lines))
+            for line in lines:
+                write(tmp_path / line.split()[0], (10 * number, 0, 0))
+    found = load_domains(tmp_path, 6, "domainnet")
+    assert found.domains == ("clipart", "real", "sketch") and found.classes == ("a", "b")
+    assert [len(found.images["sketch"][row]) for row in range(2)] == [5, 5] and int(found.images["real"][0][0, 0, 0, 0]) == 20
+    (tmp_path / "real_train.txt").unlink()
+    with pytest.raises(DataMissing, match="lists of 2 domains"):
+        load_domains(tmp_path, 6, "domainnet")

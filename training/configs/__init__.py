@@ -195,9 +195,19 @@ _CLASS_MEANS = replace(
     rival="",
 )
 
+_CIFAR_FS = replace(
+    MINI_IMAGENET,
+    name="cifar-fs",
+    data="cifar-fs",
+    body_run="cifar-fs",
+    rival="",
+    terms="CIFAR-FS (Bertinetto et al., 2019), classes of CIFAR-100 (Krizhevsky, 2009), from the 80 Million Tiny Images, which were withdrawn",
+    limits="It reads colour photographs of one thing that have 32 x 32 pixels of their own, 48 x 48 after preparation.",
+)
+
 _VARIANTS = [*map(_vanilla, _PAPER), _told_t_minus_k(_PAPER[0])]
 
-EXPERIMENTS = {e.name: e for e in (OMNIGLOT, OMNIGLOT_BACKGROUND, MINI_IMAGENET, _CLASS_MEANS, *_LADDER, _NEW_CLASSES, *_PAPER, *_VARIANTS, TINY, TINY_PAPER)}
+EXPERIMENTS = {e.name: e for e in (OMNIGLOT, OMNIGLOT_BACKGROUND, MINI_IMAGENET, _CIFAR_FS, _CLASS_MEANS, *_LADDER, _NEW_CLASSES, *_PAPER, *_VARIANTS, TINY, TINY_PAPER)}
 
 
 def experiment(name: str) -> Experiment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ltdi.denoisers.class_tokens import ClassTokensConfig
 from ltdi.schedule import ScheduleConfig
@@ -37,6 +37,7 @@ class DomainExperiment:
 
     Args:
         name: of the config and the folder under `runs/`.
+        source: the data set, of `training.domains.images.SOURCES`.
         body: how bodies are trained; `body.start` is the config whose body they begin with.
         training_images: images of a class of a domain that a body is trained on.
         most: images of a class of a domain that are embedded.
@@ -50,6 +51,7 @@ class DomainExperiment:
 
     name: str
     body: ClassifyConfig
+    source: str = "pacs"
     training_images: int = 300
     most: int = 300
     changed: int = 40
@@ -68,4 +70,7 @@ class DomainExperiment:
 PACS = DomainExperiment(
     "pacs", ClassifyConfig(steps=500, lr=1e-3, estranged=0.3, checkpoint_every=100, start="mini-imagenet")
 )
-DOMAIN_EXPERIMENTS = {PACS.name: PACS}
+DOMAINNET = replace(
+    PACS, name="domainnet", source="domainnet", terms="DomainNet (Peng et al., 2019), fair use for research; the bodies begin with one trained on mini-ImageNet"
+)
+DOMAIN_EXPERIMENTS = {one.name: one for one in (PACS, DOMAINNET)}

@@ -17,7 +17,7 @@ from training.data.digits import load_digits, load_kannada
 from training.data.made import load_made
 from training.data.mini_imagenet import load_mini_imagenet
 from training.data.omniglot import load_omniglot, load_omniglot_background
-from training.data.photos import load_cifar10, load_pacs
+from training.data.photos import load_cifar10, load_cifar_fs, load_pacs
 from training.meta_train import MetaTrainConfig
 from training.meta_train_paper import PaperConfig
 from training.prepare import PrepareConfig
@@ -26,6 +26,7 @@ READERS: dict[str, Callable[[Path, str, int], ClassImages]] = {
     "omniglot": load_omniglot,
     "omniglot-background": load_omniglot_background,
     "mini-imagenet": load_mini_imagenet,
+    "cifar-fs": load_cifar_fs,
     "made": lambda data, part, image_size: load_made(part, image_size=image_size),
 }
 ELSEWHERE: dict[str, Callable[[Path, int], ClassImages]] = {

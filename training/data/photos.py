@@ -127,6 +127,25 @@ def _read_cifar_torchvision(data: Path) -> tuple[list[str], np.ndarray, np.ndarr
     return list(parts[0].classes), np.concatenate([part.targets for part in parts]), pixels
 
 
+def read_domainnet(data: Path, image_size: int = 48, most: int = 300) -> dict[str, Tensor]:
+    """Every domain of DomainNet whose lists are at `data`, by `domain/class`, `[M, 3, image_size, image_size]` each, of classes that all have.
+
+    Raises:
+        DataMissing: fewer than three domains have lists, or a listed file is not there.
+    """
+    domains = sorted(path.name.removesuffix("_train.txt") for path in data.glob("*_train.txt"))
+    files = [_listed_by_class(data, domain) for domain in domains]
+    if len(domains) < 3:
+        raise DataMissing(f"lists of {len(domains)} domains at {data}; give DOMAIN_train.txt and DOMAIN_test.txt of three or more", field="data")
+    shared = set.intersection(*({name.split("/")[1] for name in own} for own in files))
+    return {
+        name: torch.stack([_listed(data, file, image_size) for file in own[name][:most]])
+        for own in files
+        for name in sorted(own)
+        if name.split("/")[1] in shared
+    }
+
+
 def load_domainnet(data: Path, domain: str, image_size: int = 48, most: int = DOMAINNET_MOST) -> ClassImages:
     """One domain of DomainNet (Peng et al., 2019), `domain/class`, from its lists `DOMAIN_train.txt` and `DOMAIN_test.txt`.
 
@@ -137,6 +156,13 @@ def load_domainnet(data: Path, domain: str, image_size: int = 48, most: int = DO
     Raises:
         DataMissing: no list of this domain, or a listed file is not there.
     """
+    files = _listed_by_class(data, domain)
+    names = sorted(files)
+    return even(names, [torch.stack([_listed(data, file, image_size) for file in files[name][:most]]) for name in names])
+
+
+def _listed_by_class(data: Path, domain: str) -> dict[str, list[str]]:
+    """The files of a domain's lists by `domain/class`."""
     lists = [data / f"{domain}_{part}.txt" for part in ("train", "test")]
     lines = [line.split()[0] for path in lists if path.is_file() for line in path.read_text().splitlines() if line.strip()]
     if not lines:
@@ -144,8 +170,7 @@ def load_domainnet(data: Path, domain: str, image_size: int = 48, most: int = DO
     files: dict[str, list[str]] = {}
     for line in lines:
         files.setdefault("/".join(line.split("/")[:2]), []).append(line)
-    names = sorted(files)
-    return even(names, [torch.stack([_listed(data, file, image_size) for file in files[name][:most]]) for name in names])
+    return files
 
 
 def _listed(data: Path, file: str, size: int) -> Tensor:

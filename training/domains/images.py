@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ltdi.errors import DataMissing
 from training.data.dataset import ClassImages
-from training.data.photos import read_pacs
+from training.data.photos import read_domainnet, read_pacs
+
+SOURCES = {"pacs": read_pacs, "domainnet": read_domainnet}
 
 
 @dataclass(frozen=True)
@@ -45,22 +47,25 @@ def spread_over(count: int, most: int) -> Tensor:
     return torch.arange(most) % count if count < most else (torch.arange(most) * count) // most
 
 
-def load_domains(data: Path, image_size: int) -> DomainImages:
-    """PACS by domain.
+def load_domains(data: Path, image_size: int, source: str = "pacs") -> DomainImages:
+    """A data set by domain.
+
+    Args:
+        source: one of `SOURCES`.
 
     Raises:
         DataMissing: it does not lie at `data`, or a domain lacks a class of another.
     """
-    found = read_pacs(data, image_size)
+    found = SOURCES[source](data, image_size)
     classes = sorted({name.split("/")[1] for name in found})
     domains = sorted({name.split("/")[0] for name in found})
     missing = [f"{d}/{c}" for d in domains for c in classes if f"{d}/{c}" not in found]
     if missing:
-        raise DataMissing(f"PACS at {data} has no {missing[0]}; each domain needs every class", field="data")
+        raise DataMissing(f"{source} at {data} has no {missing[0]}; each domain needs every class", field="data")
     return DomainImages({d: [found[f"{d}/{c}"] for c in classes] for d in domains}, tuple(classes))
 
 
 def bodies_needed(domains: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The sets of domains that a body is trained on: each domain left out, and each pair for the choice of settings."""
+    """The sets of domains that a body is trained on: each domain left out, and each two left out for the choice of settings."""
     outer = [tuple(d for d in domains if d != left) for left in domains]
     return outer + list(combinations(domains, len(domains) - 2))

@@ -42,7 +42,7 @@ class DomainWorkspace:
     @cached_property
     def images(self) -> DomainImages:
         """The data set."""
-        return load_domains(self.data, self.experiment.body.image_size)
+        return load_domains(self.data, self.experiment.body.image_size, self.experiment.source)
 
     def train_bodies(self) -> None:
         """All bodies that are not trained yet: without each domain, and on each pair."""
