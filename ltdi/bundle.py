@@ -91,6 +91,8 @@ class BundleConfig:
     pool: PoolConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.pool is not None and self.recipe != "default":
+            raise InvalidConfig(f"recipe {self.recipe!r} takes no `pool`", field="pool")
         if not 0 <= self.views <= MAX_VIEWS or (self.views and self.recipe != "default"):
             raise InvalidConfig(f"views is {self.views}; it lies in 0..{MAX_VIEWS}, and is 0 for other recipes", field="views")
 
@@ -331,7 +333,7 @@ class Bundle:
         size = inputs.shape[-1]
         others = {"unlabelled": pool} | {f"descriptions/{label}": value for label, value in described.items()}
         for where, part in others.items():
-            if isinstance(part, Tensor) and part.shape[-1] != size:
+            if isinstance(part, Tensor) and part.ndim <= 2 and part.shape[-1] != size:
                 raise InvalidFeatures(
                     f"features of {where} have size {part.shape[-1]}; those of the examples {size}", field=where
                 )
@@ -490,6 +492,8 @@ class Bundle:
         more = self._examples(inputs, {}, _only_tensor(old.inputs), truncate)
         pool = old.unlabelled
         if unlabelled is not None and len(unlabelled):
+            if not self.takes_pool:
+                raise UnsupportedInput(f"bundle {self.name!r} does not use unlabelled; leave them out", field="unlabelled")
             added = self.prepare(unlabelled, field="unlabelled", truncate=truncate)
             pool = added if pool is None else _joined(pool, added, "unlabelled")
         return self._again(

@@ -19,7 +19,7 @@ from ltdi.embedding import ClassStatistics, embed_task, token_size
 from ltdi.errors import InvalidConfig
 from ltdi.estimator import MeanEstimator
 from ltdi.experts import TaskItems
-from ltdi.pool import PoolConfig, PoolReader, between, soft_k_means
+from ltdi.pool import PoolConfig, PoolReader, between, counted, soft_k_means
 from ltdi.sampler import Observer, sample
 from ltdi.schedule import Schedule, ScheduleConfig
 
@@ -436,7 +436,7 @@ def generate_with_pool(
     """Weights of tasks with a pool, and their baselines, `[B, N, D + 1]` each; the baseline for strange tasks.
 
     A head is generated without the pool; the pool is read, led by its answers; the generator is asked again with what was found among
-    the examples; and that head is mixed with the one of the class means that reading gave.
+    the examples; and that head is mixed with the one of the class means that reading gave. A small pool counts in part, or not at all.
 
     Args:
         statistics: of the examples.
@@ -448,11 +448,16 @@ def generate_with_pool(
     weight, worth, share = (
         between(pool.new_tensor(values), shots) for values in (config.item_weight, config.item_worth, config.share)
     )
+    plain, counts = _decoded(generator, tasks, noise), counted(pool.shape[1], shown.shape[1])
+    if not counts:
+        return _or_baseline(generator, tasks, plain, tasks.base), tasks.base
     base = baselines.nearest_mean_in_metric(soft_k_means(shown, statistics.counts, pool, metric, config), metric)
-    leading = baselines.logits(_decoded(generator, tasks, noise), pool)
+    leading = baselines.logits(plain, pool)
     answers, means = generator.pool_reader(shown, statistics.counts, pool, metric, leading)
     again = _decoded(generator, generator.describe(statistics.with_pool(pool, answers, weight, worth)), noise)
     weights = torch.lerp(baselines.nearest_mean_in_metric(means, metric), again, share.view(-1, 1, 1))
+    if counts < 1:
+        weights, base = torch.lerp(plain, weights, counts), torch.lerp(tasks.base, base, counts)
     return _or_baseline(generator, tasks, weights, base), base
 
 

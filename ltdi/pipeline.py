@@ -21,12 +21,14 @@ from ltdi.files import all_finite, parse_json, read_safetensors
 from ltdi.generator import (
     Generator,
     GeometryGenerator,
+    ResidualGenerator,
     TaskBatch,
     draw_noise,
     generate_weights,
     generate_with_pool,
 )
 from ltdi.heads import Head, is_text, load_head
+from ltdi.pool import counted
 from ltdi.refine import MAX_STEPS, refine
 from ltdi.support import CanonicalTask, SupportSet
 
@@ -397,6 +399,7 @@ def _finish(
         generator, weights[0], base[0], task.canonical.restore, task.support.classes, task.support.counts, method,
         facts | {"seed": option.seed, "support_digest": task.canonical.digest},
         accuracy, baseline_accuracy, task.items.mean if generator.normalise == "center_l2" else None,
+        pool=None if task.pool is None else len(task.pool),
     )
     verify_head(head, task.features)
     return head
@@ -405,17 +408,19 @@ def _finish(
 def build_head(
     generator: Generator, weights: Tensor, base: Tensor, restore: Tensor, classes: Sequence[str], counts: Tensor,
     method: str, facts: dict, accuracy: float | None, baseline_accuracy: float | None,
-    feature_mean: Tensor | None = None,
+    feature_mean: Tensor | None = None, pool: int | None = None,
 ) -> Head:
-    """A head of canonical weights, its rows put back into the caller's order."""
+    """A head of canonical weights, its rows put back into the caller's order; `pool` is how many items it had."""
     shots = round(float(counts.float().mean()))
+    pooled = isinstance(generator, ResidualGenerator) and counted(pool or 0, len(classes)) > 0
     if method == "generated":
         layers = generator.layers(generator.reorder(weights, restore.to(weights.device)))
-        temperature = generator.calibration.once(shots, "temperature")
+        name = "temperature"
     else:
         rows = base[restore.to(base.device)]
         layers = [(rows[:, :-1], rows[:, -1])]
-        temperature = generator.calibration.once(shots, "baseline_temperature")
+        name = "baseline_temperature"
+    temperature = generator.pool.at(shots, name) if pooled else generator.calibration.once(shots, name)
     return Head(
         [(weight.float().cpu().contiguous(), bias.float().cpu().contiguous()) for weight, bias in layers],
         classes,
@@ -427,7 +432,7 @@ def build_head(
             "method": method,
             "support_accuracy": accuracy,
             "baseline_support_accuracy": baseline_accuracy,
-            "reject_threshold": generator.calibration.reject_threshold(shots),
+            "reject_threshold": None if pooled else generator.calibration.reject_threshold(shots),
         },
     )
 

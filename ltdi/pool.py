@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ltdi import baselines
 from ltdi.errors import InvalidConfig
 
+SMALL, ENOUGH = 2, 5  # pool items for each class: up to the one a pool is left alone, from the other on it counts in full
 NODES = (1, 5)  # examples a class; between them in the logarithm, constant beyond
 ROUNDS = 4
 
@@ -26,6 +27,8 @@ class PoolConfig:
         item_weight, item_worth: what a pool item counts in the class means that the generator is asked with again, and how
             many examples it is said to be.
         share: of the head that is generated again in the sum of both.
+        temperature, baseline_temperature: divisors of logits for probabilities, of heads that are generated with a pool and of their
+            baselines.
     """
 
     rounds: int = ROUNDS
@@ -34,19 +37,33 @@ class PoolConfig:
     item_weight: tuple[float, ...] = (0.3, 0.3)
     item_worth: tuple[float, ...] = (0.4, 0.4)
     share: tuple[float, ...] = (0.3, 0.4)
+    temperature: tuple[float, ...] = (1.0, 1.0)
+    baseline_temperature: tuple[float, ...] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
-        fitted = (self.sharpness, self.weight, self.item_weight, self.item_worth, self.share)
+        temperatures = (self.temperature, self.baseline_temperature)
+        fitted = (self.sharpness, self.weight, self.item_weight, self.item_worth, self.share, *temperatures)
         if not 1 <= self.rounds <= 100 or any(len(values) != len(NODES) for values in fitted):
             raise InvalidConfig(f"pool needs 1 to 100 rounds and {len(NODES)} values of each setting", field="pool")
         if any(not 0 <= value <= 1e3 for values in fitted for value in values):
             raise InvalidConfig("pool holds a setting outside 0..1000", field="pool")
+        if any(value == 0 for values in temperatures for value in values):
+            raise InvalidConfig("pool holds a temperature of 0", field="pool")
+
+    def at(self, shots: float, name: str) -> float:
+        """A setting for a mean number of examples a class."""
+        return float(between(torch.tensor(getattr(self, name)), torch.tensor([shots]))[0])
 
 
 def between(values: Tensor, shots: Tensor) -> Tensor:
     """Values for `NODES` `[..., 2]` at mean examples a class `[B]`: `[B, ...]`."""
     place = shots.float().clamp(*NODES).log() / math.log(NODES[1])
     return torch.lerp(values[..., 0], values[..., 1], place.view(-1, *[1] * (values.ndim - 1)))
+
+
+def counted(items: int, ways: int) -> float:
+    """How much a pool of `items` for `ways` classes counts: 0 to 1. Means of a few items only mislead (`DECISIONS.md`)."""
+    return min(max((items / ways - SMALL) / (ENOUGH - SMALL), 0.0), 1.0)
 
 
 class PoolReader(nn.Module):

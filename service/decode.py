@@ -211,7 +211,7 @@ class Decoder:
         return self._call(bundle, inputs, [example.label for example in fields.support], fields, unlabelled=pool)
 
     def _from_multipart(self, content_type: str, body: bytes) -> HeadCall:
-        form = read_multipart(content_type, body, 2 * self.settings.max_items + 1, ("support", "unlabelled"))
+        form = read_multipart(content_type, body, self.settings.max_items + 1, ("support", "unlabelled"))
         fields = schemas.validate(schemas.TaskFields, form.request, "request")
         bundle = self._bundle_for(fields)
         labels = []

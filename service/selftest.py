@@ -53,7 +53,8 @@ def _request(bundle: Bundle, seed: int) -> HeadRequest:
     limits = bundle.limits
     ways = bundle.fixed_ways or min(WAYS, limits.max_ways)
     shots = max(1, min(SHOTS, limits.max_shots, limits.max_examples // ways))
-    size = min(ways, limits.max_unlabelled) if bundle.takes_pool else 0
+    pooled = bundle.takes_descriptions or (bundle.takes_pool and seed % 2)  # else they go one by one, and no batch is proven
+    size = min(5 * ways, limits.max_unlabelled) if pooled else 0
     pool = _inputs(bundle, size, seed=seed + TASKS) if size else None
     labels = [f"class {i % ways}" for i in range(shots * ways)]
     support = bundle.support(_inputs(bundle, shots * ways, seed=seed), labels, unlabelled=pool)

@@ -30,7 +30,7 @@ from training.data.omniglot import load_oneshot_runs
 from training.episodes import Protocol, oneshot_episodes
 from training.evaluate import Bank, columns, evaluate_column, evaluate_runs
 from training.export import make_bundle
-from training.image_pools import POOL_KINDS
+from training.image_pools import POOL_KINDS, pool_protocol
 from training.look import draw_picture, look, report
 from training.meta_train import meta_train as train_default
 from training.meta_train import validation_gain
@@ -160,7 +160,7 @@ def train_pool(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     workspace, folder = _workspace(args), args.bundle or Path("bundles") / args.config
     bundle = load_bundle(folder, device="cpu")
-    if not isinstance(bundle.generator, ResidualGenerator):
+    if bundle.config.recipe != "default":
         raise UnsupportedInput(f"bundle {bundle.name!r} is of recipe {bundle.config.recipe!r}; pools are taught to `default`")
     banks = [workspace.some_of_train(bundle.body), *workspace.virtual_banks(bundle.body)]
     validation = workspace.bank(bundle.body, "val")
@@ -216,8 +216,7 @@ def evaluate(argv: list[str]) -> int:
         "columns": table,
         **_further(workspace, bundle, own, generators, args.on),
     }
-    suffix = f"-{args.ways}w" if args.ways else ""
-    suffix += f"-on-{args.on}" if args.on else "" if args.part == "test" else "-val"
+    suffix = (f"-{args.ways}w" if args.ways else "") + _measured_on(args)
     write_json(args.results / f"{args.config}{suffix}.json", result)
     text = markdown_table(table)
     if "controls" in result:
@@ -234,6 +233,11 @@ def evaluate(argv: list[str]) -> int:
     return 0
 
 
+def _measured_on(args: argparse.Namespace) -> str:
+    """The end of a result's name."""
+    return f"-on-{args.on}" if args.on else "" if args.part == "test" else "-val"
+
+
 def _look(args: argparse.Namespace, workspace: Workspace, bundle: Bundle, bank: Bank) -> int:
     chosen = workspace.experiment
     images = ELSEWHERE[args.on](args.data, chosen.body.image_size) if args.on else chosen.load(args.data, args.part)
@@ -248,8 +252,8 @@ def _look(args: argparse.Namespace, workspace: Workspace, bundle: Bundle, bank: 
 def _evaluate_other(args: argparse.Namespace, bank: Bank) -> int:
     other = load_bundle(args.heads_of, device="cpu")
     rows = other_bundle.rows_of(other, bank.validation, bank.test, args.episodes or 500)
-    result = {"config": args.config, "commit": commit(), "bundle": other.name, "bundle_digest": other.digest, "part": args.part, "rows": rows}
-    write_json(args.results / f"{args.config}-{other.name}{'' if args.part == 'test' else '-val'}.json", result)
+    result = {"config": args.config, "commit": commit(), "bundle": other.name, "bundle_digest": other.digest, "part": args.on or args.part, "rows": rows}
+    write_json(args.results / f"{args.config}-{other.name}{_measured_on(args)}.json", result)
     print(other_bundle.table(rows))
     return 0
 
@@ -259,15 +263,15 @@ def _evaluate_pools(
 ) -> int:
     if not bundle.takes_pool:
         raise UnsupportedInput(f"bundle {bundle.name!r} takes no pool; run `ltdi train-pool` first", field="bundle")
+    generators = {seed: one for seed, one in generators.items() if one.takes_pool}
     rows = []
     for shots in (1, 5):
-        queries = min(15, (bank.test.shape[1] - shots) // 2)
-        size = min(100, 5 * (bank.test.shape[1] - shots - queries) // 2)  # half of what the classes of a task have left
-        for kind in POOL_KINDS:
-            protocol = Protocol(5, shots, queries=queries, episodes=episodes)
-            rows.append(pool_row(generators, train, bank.validation, bank.test, protocol, replace(kind, size=size)))
-    result = {"config": args.config, "commit": commit(), "bundle_digest": bundle.digest, "part": args.part, "rows": rows}
-    write_json(args.results / f"{args.config}-pool{'' if args.part == 'test' else '-val'}.json", result)
+        protocol, size = pool_protocol(bank.test, shots, episodes)
+        rows += [
+            pool_row(generators, train, bank.validation, bank.test, protocol, replace(kind, size=size)) for kind in POOL_KINDS
+        ]
+    result = {"config": args.config, "commit": commit(), "bundle_digest": bundle.digest, "part": args.on or args.part, "rows": rows}
+    write_json(args.results / f"{args.config}-pool{_measured_on(args)}.json", result)
     print(pool_table(rows))
     return 0
 

@@ -13,11 +13,11 @@ from ltdi.pool import answer, with_items
 from training.comparators import BaseStatistics, shrunk_metric
 from training.episodes import Protocol, random_classes
 
-SHARES = (0.0, 0.35, 0.5)  # of views in class means
-SHARPNESS = (0.1, 0.2, 0.4, 0.8, 1.6)  # of answers on the pool, in logits
-WEIGHTS = (0.05, 0.1, 0.2, 0.4, 0.8)  # of a pool item beside an example
-SHRINKAGES = (None, 0.7, 0.8, 0.9)  # of the base classes' covariance, whose metric it may run in; None is the plain distance
-ROUNDS = 3
+SHARES = (0.35, 0.5)  # of views in class means
+SHARPNESS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)  # of answers on the pool, in logits
+WEIGHTS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # of a pool item beside an example
+SHRINKAGES = (None, 0.5, 0.7, 0.8, 0.9)  # of the base classes' covariance, whose metric it may run in; None is the plain distance
+ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,14 @@ class PoolTasks:
     queries: Tensor
     target: Tensor
     pool: Tensor
+
+
+def pool_protocol(bank: Tensor, shots: int, episodes: int, seed: int = 0) -> tuple[Protocol, int]:
+    """5-way tasks that a bank has images for, and the size of their pools: 100, or half of what a task's classes have left."""
+    ways = min(5, len(bank) - 1)
+    queries = min(15, (bank.shape[1] - shots) // 2)
+    size = min(100, ways * (bank.shape[1] - shots - queries) // 2)
+    return Protocol(ways, shots, queries=queries, episodes=episodes, seed=seed), size
 
 
 def draw_pool_tasks(bank: Tensor, protocol: Protocol, kind: PoolKind, batch: int = 100) -> Iterator[PoolTasks]:
@@ -121,6 +129,6 @@ def k_means_logits(tasks: PoolTasks, setting: PoolSetting, base: BaseStatistics)
 
 def settings(views: bool) -> list[PoolSetting]:
     """Every setting that validation chooses from; a weight of 0 leaves the pool alone."""
-    shares = SHARES if views else SHARES[:1]
+    shares = SHARES if views else (0.0,)
     found = [PoolSetting(*one) for one in itertools.product(shares, SHARPNESS, WEIGHTS, SHRINKAGES)]
     return found + [PoolSetting(share, 1, 0, shrink) for share, shrink in itertools.product(shares, SHRINKAGES)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -56,13 +56,12 @@ def look(generator: ResidualGenerator, bank: Tensor, protocol: Protocol, count: 
         bank: as for `training.episodes.draw`.
     """
     places = torch.arange(bank.shape[0] * bank.shape[1]).double().view(*bank.shape[:2], 1, 1)  # drawn as features are
-    (drawn,) = draw(places, replace(protocol, episodes=count), batch=count, groups=groups)
-    (episodes,) = draw(bank, replace(protocol, episodes=count), batch=count, groups=groups)
+    drawn, episodes = next(draw(places, protocol, groups=groups)), next(draw(bank, protocol, groups=groups))
     answers = generated(generator)(episodes).argmax(-1)
     base = _baseline(generator, episodes).argmax(-1)
     support, queries = drawn.support.squeeze(-1).long(), drawn.queries.squeeze(-1).long()
     return [
-        Seen(support[i, :, 0] // bank.shape[1], support[i], queries[i], episodes.target, answers[i], base[i]) for i in range(count)
+        Seen(support[i, :, 0] // bank.shape[1], support[i], queries[i], episodes.target, answers[i], base[i]) for i in range(min(count, len(answers)))
     ]
 
 

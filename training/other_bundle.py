@@ -18,7 +18,15 @@ from ltdi.pipeline import Options
 from training.comparators import BaseStatistics, comparators
 from training.episodes import Protocol
 from training.evaluate import Estimate, choose
-from training.image_pools import POOL_KINDS, PoolKind, PoolTasks, draw_pool_tasks, k_means_logits, settings
+from training.image_pools import (
+    POOL_KINDS,
+    PoolKind,
+    PoolTasks,
+    draw_pool_tasks,
+    k_means_logits,
+    pool_protocol,
+    settings,
+)
 from training.pool_reader import right
 
 KNOWING = ("class means, centred", "LDA")  # comparators that use the base classes
@@ -35,8 +43,8 @@ def rows_of(bundle: Bundle, validation: Tensor, test: Tensor, episodes: int, cho
     base = BaseStatistics(torch.zeros(test.shape[-1]), torch.eye(test.shape[-1]))
     kinds: list[PoolKind | None] = [None, *POOL_KINDS]
     return [
-        _row(bundle, base, validation[:, :, :1], test[:, :, :1], Protocol(5, shots, episodes=episodes), kind, chosen_on)
-        for shots in (1, 5)
+        _row(bundle, base, validation[:, :, :1], test[:, :, :1], protocol, None if kind is None else replace(kind, size=size), chosen_on)
+        for protocol, size in (pool_protocol(test, shots, episodes) for shots in (1, 5))
         for kind in kinds
     ]
 
@@ -47,7 +55,7 @@ def _row(
 ) -> dict:
     name, closed = _closed_form(base, validation, replace(protocol, episodes=chosen_on, seed=1), kind)
     own, other = [], []
-    for tasks in draw_pool_tasks(test, protocol, kind or POOL_KINDS[0]):
+    for tasks in draw_pool_tasks(test, protocol, kind or replace(POOL_KINDS[0], size=1)):
         own.append(right(_generated(bundle, tasks, kind is not None), tasks))
         other.append(right(closed(tasks), tasks))
     generated, form = torch.cat(own), torch.cat(other)

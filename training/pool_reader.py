@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltdi import baselines
-from ltdi.bundle import Bundle
-from ltdi.files import read_safetensors, write_safetensors
+from ltdi.bundle import CARD, Bundle
+from ltdi.files import read_safetensors, write_json, write_safetensors
 from ltdi.generator import ResidualGenerator, generate_weights, generate_with_pool
 from ltdi.pool import NODES, ROUNDS, PoolConfig, PoolReader, answer, soft_k_means
 from training.episodes import Protocol
-from training.image_pools import POOL_KINDS, PoolTasks, draw_pool_tasks
+from training.export import TEMPERATURES
+from training.image_pools import POOL_KINDS, PoolTasks, draw_pool_tasks, pool_protocol
 from training.meta_train import MetaTrainConfig
 from training.statistics import statistics_of_episodes
 
@@ -101,16 +102,14 @@ def fit_pool(generator: ResidualGenerator, validation: Tensor, episodes: int = 2
     """
     chosen = PoolConfig(rounds=len(generator.pool_reader.lead))
     for node, shots in enumerate(NODES):
-        tasks = [task for kind in POOL_KINDS for task in draw_pool_tasks(validation, _protocol(validation, shots, episodes), kind)]
+        protocol, size = pool_protocol(validation, shots, episodes, seed=4)
+        tasks = [task for kind in POOL_KINDS for task in draw_pool_tasks(validation, protocol, replace(kind, size=size))]
         closed = _best(chosen, node, ("sharpness", "weight"), (SHARPNESS, WEIGHTS), partial(_closed_form, generator, tasks))
         names = ("item_weight", "item_worth", "share")
         chosen = _best(closed, node, names, (ITEM_WEIGHTS, ITEM_WORTHS, ITEM_SHARES), partial(_generated, generator, tasks))
+        generator.pool = chosen
+        chosen = _at(chosen, node, _temperatures(generator, tasks))
     return chosen
-
-
-def _protocol(bank: Tensor, shots: int, episodes: int) -> Protocol:
-    queries = min(15, (bank.shape[1] - shots) // 2)
-    return Protocol(min(WAYS, len(bank) - 1), shots, queries=queries, episodes=episodes, seed=4)
 
 
 def _best(
@@ -139,6 +138,20 @@ def _closed_form(generator: ResidualGenerator, tasks: Sequence[PoolTasks], confi
     return float(torch.cat(found).mean())
 
 
+def _temperatures(generator: ResidualGenerator, tasks: Sequence[PoolTasks]) -> dict[str, float]:
+    """Those with the least cross entropy, of generated heads and of baselines."""
+    answers = [heads_with_pool(generator, task) for task in tasks]
+    return {
+        name: min(TEMPERATURES, key=lambda t, of=place: sum(_cross_entropy(a[of], task, t) for a, task in zip(answers, tasks, strict=True)))
+        for place, name in enumerate(("temperature", "baseline_temperature"))
+    }
+
+
+def _cross_entropy(heads: Tensor, tasks: PoolTasks, temperature: float) -> float:
+    logits = baselines.logits(heads, tasks.queries).flatten(0, 1) / temperature
+    return float(F.cross_entropy(logits, tasks.target.repeat(len(heads))))
+
+
 def _generated(generator: ResidualGenerator, tasks: Sequence[PoolTasks], config: PoolConfig) -> float:
     generator.pool = config
     return float(torch.cat([right(logits_with_pool(generator, task), task) for task in tasks]).mean())
@@ -146,10 +159,14 @@ def _generated(generator: ResidualGenerator, tasks: Sequence[PoolTasks], config:
 
 def logits_with_pool(generator: ResidualGenerator, tasks: PoolTasks) -> Tensor:
     """Logits `[B, N Q, N]` of heads that are generated with the pool."""
+    return baselines.logits(heads_with_pool(generator, tasks)[0], tasks.queries)
+
+
+def heads_with_pool(generator: ResidualGenerator, tasks: PoolTasks) -> tuple[Tensor, Tensor]:
+    """Heads that are generated with the pool, and their baselines, `[B, N, D + 1]` each."""
     batch, ways = tasks.support.shape[:2]
     noise = torch.randn(batch, 1, *generator.noise_shape(ways), generator=torch.Generator().manual_seed(0))
-    heads, _ = generate_with_pool(generator, statistics_of_episodes(tasks.support, tasks.views), tasks.pool, noise)
-    return baselines.logits(heads, tasks.queries)
+    return generate_with_pool(generator, statistics_of_episodes(tasks.support, tasks.views), tasks.pool, noise)
 
 
 def right(logits: Tensor, tasks: PoolTasks) -> Tensor:
@@ -185,9 +202,10 @@ def add_reader(
     bundle.generator.pool_reader = reader
     bundle.generator.pool = fit_pool(bundle.generator, validation)
     bundle.config = replace(bundle.config, pool=bundle.generator.pool)
-    before = bundle.digest
+    before, card, bundle.card = bundle.digest, bundle.card, {}
+    (folder / CARD).unlink(missing_ok=True)  # a bundle without a card loads, one with another's does not
     digest = bundle.save(folder)
-    if bundle.card:
-        bundle.card |= {"bundle_digest": digest, "digest_before_pools": before}
-        bundle.save(folder)
+    if card:
+        bundle.card = {"digest_before_pools": before} | card | {"bundle_digest": digest}
+        write_json(folder / CARD, bundle.card)
     return digest

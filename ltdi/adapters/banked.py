@@ -10,20 +10,21 @@ from ltdi.adapter_files import AdapterMaker
 from ltdi.adapter_generator import CANDIDATES, AdapterGenerator
 from ltdi.adapters.base import BaseModel
 from ltdi.adapters.bundle import AdapterBundle
+from ltdi.adapters.closed_form import HeadConfig
 from ltdi.adapters.parts import AdapterBundleConfig, AdapterParts, BaseConfig
 from ltdi.adapters.predictor import Evidence, Prediction, Predictor, PredictorConfig, Space
 from ltdi.adapters.target import LoraTarget
 from ltdi.denoisers.adapter_tokens import AdapterCondition, AdapterTokens, AdapterTokensConfig
 from ltdi.errors import InvalidConfig
 from ltdi.schedule import Schedule, ScheduleConfig
+from ltdi.support import Limits
 
+LIMITS = Limits(32, 32, 64, 0)  # nine passes over the support: 64 texts are a quarter of a minute of one core
 KEPT = ("spread", "trajectories", "frozen", "own", "owner", "pairs", "topics", "centre")  # of a bank; start and basis are the bundle's parts
 
 
 class Banked(Predictor):
-    """Weighs the stored tasks that look most like the support, through the chain of Eq. 1; the head is the closed form's.
-
-    The generator's own head is 0.9 points behind logistic regression on the adapted features (`DECISIONS.md`).
+    """Weighs the stored tasks that look most like the support, through the chain of Eq. 1; the head is the bundle's closed form.
 
     The bundle's mean adapter is the bank's default, its last stored task, so that coefficients are counted from there.
 
@@ -91,6 +92,7 @@ def banked_bundle(maker: AdapterMaker, name: str, base_model_name_or_path: str, 
     made = AdapterBundleConfig(
         name=name, body=BaseConfig(config.model, config.max_tokens), target=base.target,
         base_model_name_or_path=base_model_name_or_path, r=rank, lora_alpha=config.scale * rank, baseline="mean",
+        head=HeadConfig(strength=1.0), baseline_head=HeadConfig(strength=1.0), limits=LIMITS,
         predictor=PredictorConfig("bank", sizes), directions=bank.shape[1],
     )  # fmt: skip
     predictor = Banked(made.space, sizes)

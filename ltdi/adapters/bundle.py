@@ -95,8 +95,8 @@ class AdapterBundle:
             inputs: texts, or pairs of texts, one for each label.
             classes: the order of the head's rows; sorted labels where absent.
             check: measure accuracy on folds. That the adapter loads and answers alike is checked always.
-            fallback: `baseline` returns the plain base with the closed form's head where the folds say that it is
-                clearly better; `none` never.
+            fallback: `baseline` returns the bundle's baseline (the plain base or the mean adapter) with the closed form's head where
+                the folds say that it is clearly better; `none` never.
             truncate: cut items that are too long instead of refusing them.
             base_model_name_or_path: written into the adapter; the bundle's own where absent.
             on_stage: told the seconds of `embed`, `sample` and `check`.

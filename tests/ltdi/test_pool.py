@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,11 @@ import torch
 
 from ltdi import Bundle, UnsupportedInput, load_bundle
 from ltdi.bodies.loader import BodyConfig
-from ltdi.bundle import HeadRequest
+from ltdi.bundle import BundleConfig, HeadRequest
 from ltdi.embedding import ClassStatistics
 from ltdi.errors import InvalidConfig
 from ltdi.generator import Calibration, CalibrationRow, generate_with_pool
-from ltdi.pool import PoolConfig, PoolReader, answer, between, soft_k_means, with_items
+from ltdi.pool import PoolConfig, PoolReader, answer, between, counted, soft_k_means, with_items
 from tests.conftest import make_bundle
 from tests.ltdi.test_experts import blobs
 
@@ -113,6 +114,24 @@ def test_order_and_labels_change_nothing_but_rows_and_the_pool_matters(bundle: B
         assert not torch.allclose(bundle.generate(X, LABELS, unlabelled=changed, seed=3)(X), head(X), atol=1e-4)
 
 
+def test_a_small_pool_is_left_alone_and_one_in_between_counts_in_part(bundle: Bundle) -> None:
+    assert [counted(items, 3) for items in (0, 6, 15, 60)] == [0.0, 0.0, 1.0, 1.0] and counted(10, 3) == pytest.approx(4 / 9)
+    alone, small, part, whole = (bundle.generate(X, LABELS, unlabelled=POOL[:u]) for u in (0, 6, 10, 15))
+    assert torch.equal(small.layers[0].weight, alone.layers[0].weight) and small.temperature == alone.temperature
+    near, far = ((one.layers[0].weight - alone.layers[0].weight).norm() for one in (part, whole))
+    assert 0 < near < far
+
+
+def test_probabilities_with_a_pool_have_temperatures_of_their_own(bundle: Bundle) -> None:
+    generator, before = bundle.generator, bundle.generator.pool
+    try:
+        generator.pool = replace(before, temperature=(3.0, 3.0), baseline_temperature=(7.0, 7.0))
+        assert bundle.generate(X, LABELS, unlabelled=POOL).temperature == pytest.approx(3.0)
+        assert bundle.generate(X, LABELS).temperature == pytest.approx(1.0)
+    finally:
+        generator.pool = before
+
+
 def test_a_task_with_a_pool_has_the_same_bytes_beside_others(bundle: Bundle) -> None:
     tasks = [
         bundle.support(X, LABELS), bundle.support(X, LABELS, unlabelled=POOL), bundle.support(X, LABELS, unlabelled=POOL[:7])
@@ -143,13 +162,17 @@ def test_a_head_gets_more_of_its_pool_later(bundle: Bundle) -> None:
 def test_what_takes_no_pool_says_so(bundle: Bundle, toy: Bundle) -> None:
     with pytest.raises(UnsupportedInput, match="does not use unlabelled"):
         toy.generate(torch.zeros(2, 256), ["a", "b"], unlabelled=torch.zeros(1, 256))
+    with pytest.raises(UnsupportedInput, match="does not use unlabelled"):
+        toy.update(toy.generate(torch.eye(256)[:2], ["a", "b"]), unlabelled=torch.zeros(1, 256))
+    with pytest.raises(InvalidConfig, match="takes no `pool`"):
+        BundleConfig("wrong", recipe="paper", pool=PoolConfig())
     with pytest.raises(UnsupportedInput, match="holds no pool"):
         bundle.embed_task(bundle.support(X, LABELS, unlabelled=POOL))
     with pytest.raises(UnsupportedInput, match="does not use descriptions"):
         bundle.generate(X, LABELS, descriptions={"c0": X[0]})
 
 
-@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"share": (0.1,)}, {"weight": (-1.0, 0.0)}, {"item_worth": (float("nan"), 0.1)}])
+@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"temperature": (0.0, 1.0)}, {"share": (0.1,)}, {"weight": (-1.0, 0.0)}, {"item_worth": (float("nan"), 0.1)}])
 def test_settings_that_cannot_be_are_refused(wrong: dict) -> None:
     with pytest.raises(InvalidConfig, match="pool"):
         PoolConfig(**wrong)

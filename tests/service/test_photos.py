@@ -86,6 +86,7 @@ def pooling(pooled_folder: Path, folder: Path) -> Iterator[Running]:
 
 
 def test_a_pool_of_images_by_every_form_is_the_library_s(pooling: Running, pooled_folder: Path, photographs: torch.Tensor) -> None:
+    photographs = torch.cat([photographs, photographs[:5].flip(3)])
     here = load_bundle(pooled_folder, device="cpu").generate(photographs[:2], LABELS[:2], unlabelled=photographs[2:])
     without = load_bundle(pooled_folder, device="cpu").generate(photographs[:2], LABELS[:2])
     assert not torch.allclose(here.layers[0].weight, without.layers[0].weight, atol=1e-4)

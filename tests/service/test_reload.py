@@ -208,12 +208,17 @@ class Neighbourly(Bundle):
         return heads
 
 
-def test_a_bundle_whose_heads_depend_on_their_neighbours_does_not_serve_in_batches(toy: Bundle) -> None:
+def test_a_bundle_whose_heads_depend_on_their_neighbours_does_not_serve_in_batches(toy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     unsure = Neighbourly(toy.config, toy.body, toy.generator, digest=toy.digest)
     with pytest.raises(SelfTestFailed, match="max_batch"):
         self_test(unsure, 64)
     self_test(unsure, 1)
     self_test(toy, 64)
+    pooled = load_bundle("omniglot-background", device="cpu")
+    self_test(pooled, 64)
+    monkeypatch.setattr(type(pooled.generator), "decode", lambda own, x, base, counts: base + x * len(x))
+    with pytest.raises(SelfTestFailed, match="max_batch"):
+        self_test(pooled, 64)
 
 
 def test_a_bundle_that_generates_nan_never_becomes_ready(folder: Path) -> None:

@@ -30,7 +30,7 @@ def test_what_is_looked_at_is_what_is_measured(bank: torch.Tensor, tmp_path: Pat
     generator = generator_of(bank)
     torch.nn.init.normal_(generator.denoiser.answer.weight, std=0.05)
     seen = look(generator, bank, PROTOCOL, 3)
-    (episodes,) = draw(bank, Protocol(4, 2, queries=6, episodes=3, seed=3), batch=3)
+    episodes = next(draw(bank, PROTOCOL))
     flat = bank[:, :, 0].flatten(0, 1)
     answers = generated(generator)(episodes).argmax(-1)
     for place, one in enumerate(seen):
