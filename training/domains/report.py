@@ -14,8 +14,8 @@ def card(result: dict) -> list[str]:
     behind = [f"{row['domain']} at {row['shots']}" for row in result["rows"] if row["difference_by_seed"]["0"]["mean"] < 0]
     return [
         f"Data and terms: {result['terms']}. No bundle ships.", "",
-        "Bodies, closed forms and generators of a row know every domain but the one left out, whose images are used for this page "
-        "alone; settings come from inner problems, each of the other domains under a body that has not seen it. Tasks are of five of the "
+        "Bodies, closed forms and generators of a row know every domain but the one left out, whose images fit nothing; "
+        "settings come from inner problems, each of the other domains under a body that has not seen it. Tasks are of five of the "
         "known classes: for classes that are not among them this says nothing.", "",
         f"Behind the best closed form: {', '.join(behind) + ' examples a class' if behind else 'nowhere'}.",
     ]  # fmt: skip
