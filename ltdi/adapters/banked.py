@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ltdi.adapter_bank import LIKENESS, Bank, candidates, evidence, likeness, retrieve
-from ltdi.adapter_files import AdapterMaker
-from ltdi.adapter_generator import CANDIDATES, AdapterGenerator
+from ltdi.adapters.bank import Bank, candidates, evidence, retrieval
 from ltdi.adapters.base import BaseModel
 from ltdi.adapters.bundle import AdapterBundle
 from ltdi.adapters.closed_form import HeadConfig
+from ltdi.adapters.generator import CANDIDATES, AdapterGenerator
+from ltdi.adapters.maker import AdapterMaker
 from ltdi.adapters.parts import AdapterBundleConfig, AdapterParts, BaseConfig
 from ltdi.adapters.predictor import Evidence, Prediction, Predictor, PredictorConfig, Space
 from ltdi.adapters.target import LoraTarget
@@ -19,23 +19,23 @@ from ltdi.errors import InvalidConfig
 from ltdi.schedule import Schedule, ScheduleConfig
 from ltdi.support import Limits
 
-LIMITS = Limits(32, 32, 64, 0)  # nine passes over the support: 64 texts are a quarter of a minute of one core
-KEPT = ("spread", "trajectories", "frozen", "own", "owner", "pairs", "topics", "centre")  # of a bank; start and basis are the bundle's parts
+LIMITS = Limits(32, 64, 512, 0)  # a hundredth of a second of two cores a text
+KEPT = ("spread", "trajectories", "frozen", "own", "owner", "pairs", "topics", "centre", "names", "named")  # of a bank; start and basis are the bundle's parts
 
 
 class Banked(Predictor):
-    """Weighs the stored tasks that look most like the support, through the chain of Eq. 1; the head is the bundle's closed form.
+    """Weighs the stored tasks that look most like the support, through the chain of Eq. 1, and brings the head.
 
     The bundle's mean adapter is the bank's default, its last stored task, so that coefficients are counted from there.
 
     Args:
         sizes: stored tasks T, segments m of their trajectories, rows R of their classifiers, hidden units of the denoiser,
-            size of pooled features.
+            size of pooled features, names of classes Q.
     """
 
     def __init__(self, space: Space, sizes: tuple[int, ...]) -> None:
         super().__init__(space, sizes)
-        tasks, segments, rows, hidden, pooled = sizes
+        tasks, segments, rows, hidden, pooled, names = sizes
         schedule = Schedule(ScheduleConfig(segments=segments))
         self.generator = AdapterGenerator(AdapterTokens(AdapterTokensConfig(hidden=hidden), schedule))
         self.register_buffer("spread", torch.ones(space.modules))
@@ -46,6 +46,8 @@ class Banked(Predictor):
         self.register_buffer("pairs", torch.zeros(tasks))
         self.register_buffer("topics", torch.zeros(tasks, pooled))
         self.register_buffer("centre", torch.zeros(pooled))
+        self.register_buffer("names", torch.zeros(names, pooled))
+        self.register_buffer("named", torch.zeros(names, dtype=torch.long))
 
     @property
     def bank(self) -> Bank:
@@ -59,17 +61,20 @@ class Banked(Predictor):
 
     def forward(self, seen_of: Evidence) -> Prediction:
         """x_0 of the chain; notes are the candidates `[C]` and what each counts `[C]`."""
-        bank, index, ways = self.bank, seen_of.class_index, seen_of.ways
-        frozen, allowed = seen_of.pooled(), torch.ones(len(self.pairs))
-        score, alike = retrieve(bank, frozen, index, ways, seen_of.pairs), likeness(bank, frozen)
-        chosen = candidates(bank, score + alike * LIKENESS, allowed, CANDIDATES)
+        bank, index, ways = self.bank, seen_of.class_index[seen_of.watched], seen_of.ways
+        known = retrieval(bank, seen_of.pooled(), index, ways, seen_of.pairs, seen_of.names())
+        chosen = candidates(bank, known.score, torch.ones(len(self.pairs)), CANDIDATES)
         seen = torch.stack([seen_of.look(self.coefficients(self.trajectories[task, 0])) for task in chosen])
-        told = evidence(bank, chosen, seen, score, alike, index, ways)[None]
-        condition = AdapterCondition(told, self.trajectories[chosen][None], allowed[chosen][None])
+        told = evidence(bank, chosen, seen, known, index, ways)[None]
+        condition = AdapterCondition(told, self.trajectories[chosen][None], torch.ones(1, len(chosen)))
         dice = torch.Generator().manual_seed(seen_of.seed)
         noise = torch.randn(1, *self.trajectories.shape[2:], generator=dice)
         x, weights = self.generator.chain(noise, condition)
         return Prediction(self.coefficients(x[0]), (chosen, weights[0]))
+
+    def head(self, features: Tensor, class_index: Tensor, ways: int, prediction: Prediction) -> Tensor:
+        """The generator's own classifier `[N, D + 1]`."""
+        return self.generator.classifier(features, class_index, ways, self.bank, *prediction.notes)
 
 
 def banked_bundle(maker: AdapterMaker, name: str, base_model_name_or_path: str, base: BaseModel | None = None) -> AdapterBundle:
@@ -88,7 +93,7 @@ def banked_bundle(maker: AdapterMaker, name: str, base_model_name_or_path: str, 
         raise InvalidConfig("a bundle of adapters knows the default denoiser only", field="denoiser")
     base = base or BaseModel(config.model, config.max_tokens)
     rank = maker.lora_a.shape[2]
-    sizes = (len(bank.pairs), config.schedule.segments, len(bank.owner), config.denoiser.hidden, bank.frozen.shape[1])
+    sizes = (len(bank.pairs), config.schedule.segments, len(bank.owner), config.denoiser.hidden, bank.frozen.shape[1], len(bank.named))
     made = AdapterBundleConfig(
         name=name, body=BaseConfig(config.model, config.max_tokens), target=base.target,
         base_model_name_or_path=base_model_name_or_path, r=rank, lora_alpha=config.scale * rank, baseline="mean",

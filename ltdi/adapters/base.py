@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from ltdi.adapters.applied import applied
 from ltdi.adapters.imports import prepare_imports, quiet, reason_of
 from ltdi.adapters.items import Texts, check_items, columns, size_of
+from ltdi.adapters.quick import pays, quick_copy
 from ltdi.adapters.target import LoraTarget, describe_target, facts_of
 from ltdi.bodies.sentence import TOKENIZER, model_folder, weights_digest
 from ltdi.errors import BodyMissing, DamagedBase, ForeignBase, InvalidText
 
 REMEDY = "install it with `pip install 'ltdi[text,lora]'`, or put it where the bundle names it"
-BATCH = 64
+BATCH = 8  # items of like length, so that little is padded
 ADDED = 4  # tokens that a model adds to an item, at most; any other has a byte at least
 
 
@@ -49,6 +50,7 @@ class BaseModel(nn.Module):
         self._target_modules, self._saved_modules = target_modules, saved_modules
         self._device = torch.device("cpu")
         self._loaded: nn.Module | None = None
+        self._quick: nn.Module | None = None
         self._found: LoraTarget | None = target
         self._given_tokenizer: Any = None
 
@@ -67,6 +69,7 @@ class BaseModel(nn.Module):
     def to(self, device: str | torch.device) -> BaseModel:  # type: ignore[override]
         """Where it will compute."""
         self._device = torch.device(device)
+        self._quick = None
         if self._loaded is not None:
             self._loaded.to(self._device)
         return self
@@ -102,6 +105,15 @@ class BaseModel(nn.Module):
             self._load()
         assert self._loaded is not None
         return self._loaded
+
+    @property
+    def quick(self) -> nn.Module:
+        """The model with bfloat16 products where those are quicker, else the model itself."""
+        model = self.model
+        if self._quick is None:
+            saved = {tensor.name.rpartition(".")[0] for tensor in self.target.saved}
+            self._quick = quick_copy(model, saved) if pays(self._device) else model
+        return self._quick
 
     def check(self) -> None:
         """Have it loaded; raises as `model` does."""
@@ -143,7 +155,7 @@ class BaseModel(nn.Module):
         parent, _, name = target.head.rpartition(".")
         model = copy.deepcopy(model, {id(p): p for p in (*model.parameters(), *model.buffers())})
         setattr(model.get_submodule(parent) if parent else model, name, nn.Identity())
-        self._loaded = model.eval().to(self._device)
+        self._loaded, self._quick = model.eval().to(self._device), None
         self._found = target
 
     def _folder(self) -> Path:
@@ -229,22 +241,24 @@ class BaseModel(nn.Module):
     @torch.inference_mode()
     def features(
         self, items: Texts, lora: Mapping[str, tuple[Tensor, Tensor]] | None = None, scale: float = 1.0,
-        whole: Mapping[str, Tensor] | None = None,
-    ) -> Tensor:
+        whole: Mapping[str, Tensor] | None = None, quick: bool = False,
+    ) -> Tensor:  # fmt: skip
         """Features `[M, D]` of items, float32, on the CPU; those of like length go together.
 
         Args:
             lora, scale, whole: as for `applied`; the plain model where absent.
+            quick: by `quick_copy`, two or three digits of each number, where that is quicker.
         """
-        with applied(self.model, lora or {}, scale, whole or {}) if lora or whole else nullcontext():
-            return self._by_length(items, lambda batch: self.model(**batch).logits, self.feature_size)
+        model = self.quick if quick else self.model
+        with applied(model, lora or {}, scale, whole or {}) if lora or whole else nullcontext():
+            return self._by_length(items, lambda batch: model(**batch).logits, self.feature_size)
 
     @torch.inference_mode()
     def pooled(self, items: Texts) -> Tensor:
-        """Mean over tokens of the last hidden states, `[M, hidden size]`, float32, on the CPU: what sentence encoders give."""
+        """Mean over tokens of the last hidden states, `[M, hidden size]`, on the CPU: what sentence encoders give; by `quick`."""
 
         def mean(batch: dict[str, Tensor]) -> Tensor:
-            hidden = self.model.base_model(**batch).last_hidden_state
+            hidden = self.quick.base_model(**batch).last_hidden_state
             mask = batch["attention_mask"].unsqueeze(-1).to(hidden)
             return (hidden * mask).sum(1) / mask.sum(1)
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ltdi.adapters.bank import watched
 from ltdi.adapters.check import verify
 from ltdi.adapters.closed_form import LinearHeads, fit_heads
+from ltdi.adapters.items import spoken
 from ltdi.adapters.predictor import Evidence, Prediction
 from ltdi.pipeline import FEW_FOLDS, MAX_FOLDS, Timer, folds
 from ltdi.support import SupportSet, take
@@ -22,31 +24,56 @@ if TYPE_CHECKING:
     from ltdi.adapters.bundle import AdapterBundle
     from ltdi.bundle import HeadRequest
 
+NEAR = 0.05
 Lora = Mapping[str, tuple[Tensor, Tensor]]
 
 
 class _Seen:
-    """Features of a task's items, each made once: folds look at the same adapters, each at the rows that it keeps."""
+    """Features of a task's items, each made once: folds look at the same adapters, each at the rows that it keeps.
 
-    def __init__(self, bundle: AdapterBundle, items: tuple) -> None:
-        self._bundle, self._items, self._kept = bundle, items, dict[bytes, Tensor]()
+    Args:
+        items: M of them, in canonical order.
+        names: of the classes, in canonical order.
+        watched: `[E]`, the places of the items that candidates are compared on.
+    """
+
+    def __init__(self, bundle: AdapterBundle, items: tuple, names: tuple[str, ...], watched: Tensor) -> None:
+        self._bundle, self._items, self._names, self.watched = bundle, items, names, watched
+        self._kept, self._looks = dict[bytes, Tensor](), dict[bytes, Tensor]()
 
     def under(self, coefficients: Tensor) -> Tensor:
         """`[M, D]`, under an adapter by its coefficients `[W, K]`."""
         key = coefficients.float().numpy().tobytes() if coefficients.any() else b""
         if key not in self._kept:
-            self._kept[key] = self.with_lora(self._bundle.parts.at(coefficients, self._bundle.config.target.modules))
+            self._kept[key] = self.with_lora(self._at(coefficients))
         return self._kept[key]
 
-    def with_lora(self, lora: Lora | None) -> Tensor:
-        """`[M, D]`, under LoRA, or under the plain base."""
-        bundle = self._bundle
-        return bundle.body.features(self._items, lora, bundle.config.lora_alpha / bundle.config.r, bundle.parts.saved)
+    def look(self, coefficients: Tensor) -> Tensor:
+        """`[E, D]`, the same of those watched."""
+        if len(self.watched) == len(self._items):
+            return self.under(coefficients)
+        key = coefficients.float().numpy().tobytes()
+        if key not in self._looks:
+            self._looks[key] = self.with_lora(self._at(coefficients), take(self._items, self.watched))
+        return self._looks[key]
+
+    def with_lora(self, lora: Lora | None, items: tuple | None = None) -> Tensor:
+        """`[M, D]`, under LoRA, or under the plain base; by `quick_copy`, as a head does not hang on its third digit."""
+        bundle, items = self._bundle, self._items if items is None else items
+        return bundle.body.features(items, lora, bundle.config.lora_alpha / bundle.config.r, bundle.parts.saved, quick=True)
+
+    def _at(self, coefficients: Tensor) -> Lora:
+        return self._bundle.parts.at(coefficients, self._bundle.config.target.modules)
 
     @cached_property
     def pooled(self) -> Tensor:
-        """`[M, hidden size]`, of the plain base."""
-        return self._bundle.body.pooled(self._items)
+        """`[E, hidden size]`, of the plain base."""
+        return self._bundle.body.pooled(take(self._items, self.watched))
+
+    @cached_property
+    def names(self) -> Tensor:
+        """`[N, hidden size]`, of the classes' names on the plain base."""
+        return self._bundle.body.pooled(tuple(spoken(name) for name in self._names))
 
     @property
     def pairs(self) -> bool:
@@ -77,7 +104,8 @@ def generate_adapter(bundle: AdapterBundle, request: HeadRequest, timer: Timer) 
     index = task.canonical.class_index
     items = take(task.inputs, task.canonical.example_order)
     with timer.stage("embed"):
-        seen = _Seen(bundle, items)
+        names = tuple(task.classes[i] for i in task.canonical.class_order)
+        seen = _Seen(bundle, items, names, watched(index, task.ways))
         mean = seen.under(torch.zeros(config.space.modules, config.directions))  # [M, D]
         plain = seen.with_lora(None) if config.baseline == "plain" else mean
     with timer.stage("sample"):
@@ -106,7 +134,7 @@ def _proven(bundle: AdapterBundle, adapter: Adapter, items: tuple, features: Ten
     """The adapter, which says what was checked of it and what it does; `rows` `[M]` are the right ones for the items."""
     _, weight, bias = adapter.head
     answers = F.linear(features, weight, bias)  # [M, N]
-    checked = verify(adapter, bundle.body, items, answers)
+    checked = verify(adapter, bundle.body, items, None if bundle.body.quick is not bundle.body.model else answers)
     effect = {
         "delta_norm": float(f"{checked.delta_norm:.4g}"),
         "logit_change": float(f"{checked.logit_change:.3g}"),
@@ -123,7 +151,8 @@ def _generated(
     once = bundle.predictor.constant
     said = [_predicted(bundle, seen, mean, index, ways, row, seed) for row in (kept[:1] if once else kept)]
     said = said * len(kept) if once else said
-    features = torch.stack([seen.under(one.coefficients) for one in said])  # [1 + F, M, D]
+    whole = said[0].coefficients
+    features = torch.stack([seen.under(whole if _near(one.coefficients, whole) else one.coefficients) for one in said])
     own = [
         bundle.predictor.head(under[row], index[row], ways, one) for one, under, row in zip(said, features, kept, strict=True)
     ]
@@ -136,14 +165,22 @@ def _generated(
     return _candidate(lora, features, heads, index, masks)
 
 
+def _near(coefficients: Tensor, whole: Tensor) -> bool:
+    """Whether a fold's adapter is that of the whole support but for a few per cent, so that its features need not be made."""
+    return float((coefficients - whole).norm()) <= NEAR * float(whole.norm())
+
+
 def _predicted(
     bundle: AdapterBundle, seen: _Seen, mean: Tensor, index: Tensor, ways: int, kept: Tensor, seed: int
 ) -> Prediction:
     """What the predictor says of the examples that are kept; of the others it sees nothing."""
+    rows = kept[seen.watched]
+    places = kept.cumsum(0)[seen.watched][rows] - 1  # of those watched, among the examples that are kept
     return bundle.predictor(
         Evidence(
-            mean[kept], index[kept], ways, seen.pairs, seed,
-            look=lambda coefficients: seen.under(coefficients)[kept], pooled=lambda: seen.pooled[kept],
+            mean[kept], index[kept], ways, seen.pairs, seed, places,
+            look=lambda coefficients: seen.look(coefficients)[rows], pooled=lambda: seen.pooled[rows],
+            names=lambda: seen.names,
         )
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,12 @@ def columns(items: Texts) -> tuple[list[str], ...]:
     if isinstance(items[0], str):
         return (list(items),)  # type: ignore[arg-type]
     return tuple(list(column) for column in zip(*items, strict=True))
+
+
+def spoken(label: str) -> str:
+    """A class label as words: `not_entailment` and `PlayMusic` are `not entailment` and `play music`."""
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])|[_\W]+", " ", label).strip().lower()
+    return parted or label
 
 
 def size_of(item: str | tuple[str, str]) -> int:

@@ -38,9 +38,10 @@ class Evidence:
         ways: N.
         pairs: whether the items are pairs of texts.
         seed: of the request's noise.
-        look: the features `[M, D]` of the same examples under an adapter, by its coefficients; a forward pass, kept for
-            the folds.
-        pooled: the mean over tokens of the plain base's last hidden states, `[M, hidden size]`; a forward pass, kept too.
+        watched: `[E]`, the places of those examples that `look` and `pooled` tell of: all of a small task.
+        look: features `[E, D]` under an adapter, by its coefficients; a forward pass, kept for the folds.
+        pooled: the mean over tokens of the plain base's last hidden states, `[E, hidden size]`; a forward pass, kept too.
+        names: the same of the classes' names, `[N, hidden size]`, in canonical order.
     """
 
     features: Tensor
@@ -48,8 +49,10 @@ class Evidence:
     ways: int
     pairs: bool
     seed: int
+    watched: Tensor
     look: Callable[[Tensor], Tensor]
     pooled: Callable[[], Tensor]
+    names: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ FIRST = 1  # the gain in leave-one-out error without a prior
 class AdapterTokensConfig:
     """Sizes of the denoiser: `evidence` numbers say what the support looks like under a candidate; `hidden` units."""
 
-    evidence: int = 9
+    evidence: int = 10
     hidden: int = 16
 
 

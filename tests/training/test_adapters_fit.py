@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tests.ltdi.test_adapter_bank import a_bank, a_generator
+from tests.ltdi.adapters.test_bank import a_bank, a_generator
 from tests.tiny_bert import tiny_bert, tiny_tokens
 from training.adapters.encoded import EncodedTask, Part
 from training.adapters.fast import FastBert
@@ -96,7 +96,8 @@ def test_similarities_do_not_change_under_rotation() -> None:
 def test_an_episode_holds_a_support_set_and_queries_of_the_same_classes() -> None:
     draw = torch.Generator().manual_seed(0)
     for _ in range(10):
-        part, count, ways = draw_rows(a_task("many", 4), draw)
+        part, count, classes = draw_rows(a_task("many", 4), draw)
+        ways = len(classes)
         assert len(part) == 64
         assert part.labels[:count].bincount().tolist() == [count // ways] * ways
         assert int(part.labels.max()) < ways
@@ -107,7 +108,7 @@ def some_episodes() -> list[Episode]:
     draw, allowed = torch.Generator().manual_seed(0), torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0, 1.0])
     adapters = bank.adapters(torch.arange(6))
     with torch.no_grad():
-        return [read_episode(encoder, bank, adapters, a_task("made", ways), allowed, draw) for ways in (2, 3, 2)]
+        return [read_episode(encoder, bank, adapters, a_task("made", ways), allowed, draw, torch.eye(4, 16)) for ways in (2, 3, 2)]
 
 
 def test_an_episode_is_read_under_allowed_candidates_only() -> None:

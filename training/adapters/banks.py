@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltdi.adapter_bank import Bank, make_bank
+from ltdi.adapters.bank import Bank, make_bank
 from ltdi.bodies.adapted import AdaptedBert
 from ltdi.files import read_safetensors, write_safetensors
-from training.adapters.encoded import EncodedTask, hidden_features
+from training.adapters.encoded import EncodedTask, hidden_features, name_features
 from training.adapters.store import Stored, final, read_store
 from training.adapters.tasks import BANKED
 
@@ -66,6 +66,16 @@ def write_topics(out: Path, encoder: AdaptedBert, tasks: Sequence[EncodedTask]) 
     write_safetensors(out / "topics.safetensors", {task.name: frozen_mean(encoder, task) for task in tasks}, {})
 
 
+def write_names(out: Path, encoder: AdaptedBert, model: str, tasks: Sequence[EncodedTask]) -> None:
+    """Keep the names of the tasks' classes on the frozen body."""
+    write_safetensors(out / "names.safetensors", {task.name: name_features(encoder, model, task.classes) for task in tasks}, {})
+
+
+def read_names(out: Path) -> dict[str, Tensor]:
+    """Each task's names of classes on the frozen body, `[N, D]`."""
+    return read_safetensors(out / "names.safetensors", "names of classes")[0]
+
+
 def write_frozen(out: Path, encoder: AdaptedBert, tasks: Sequence[EncodedTask]) -> None:
     """Keep the classifiers of the tasks on the frozen body."""
     write_safetensors(out / "frozen.safetensors", {task.name: frozen_head(encoder, task) for task in tasks}, {})
@@ -86,4 +96,6 @@ def bank_of(out: Path, tasks: Sequence[EncodedTask], default: Tensor, components
     heads = [frozen[task.name] for task in tasks]
     topics, _ = read_safetensors(out / "topics.safetensors", "mean texts")
     means = torch.stack([topics[task.name] for task in tasks])
-    return make_bank(start, waypoints, default, heads, [one.classifier[0] for one in stored], pairs, means, components)
+    names = read_names(out)
+    own = [one.classifier[0] for one in stored]
+    return make_bank(start, waypoints, default, heads, own, pairs, means, [names[task.name] for task in tasks], components)

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ltdi.adapter_bank import Bank
-from ltdi.adapter_files import AdapterConfig, AdapterMaker, load_maker, save_maker
+from ltdi.adapters.bank import Bank
 from ltdi.adapters.banked import banked_bundle
+from ltdi.adapters.maker import AdapterConfig, AdapterMaker, load_maker, save_maker
 from ltdi.bodies.adapted import AdaptedBert
 from ltdi.bodies.sentence import weights_digest
 from ltdi.files import read_safetensors, write_json
@@ -21,9 +21,11 @@ from training.adapters.banks import (
     mean_adapter,
     others,
     read_multitask,
+    read_names,
     stored_of,
     write_frozen,
     write_multitask,
+    write_names,
     write_topics,
 )
 from training.adapters.encoded import MOST_TOKENS, SCALE, EncodedTask, encoded_tasks, found_folder, load_encoder
@@ -96,8 +98,9 @@ def run_default(args: argparse.Namespace) -> None:
 
 
 def run_frozen(args: argparse.Namespace) -> None:
-    """The classifiers of the bank's tasks on the frozen body."""
+    """The classifiers of the bank's tasks on the frozen body, their mean texts, and all names of classes."""
     encoder, _ = started(args)
+    write_names(args.out, encoder, args.model, tasks_of(args))
     write_frozen(args.out, encoder, banked(tasks_of(args)))
     write_topics(args.out, encoder, banked(tasks_of(args)))
 
@@ -128,17 +131,18 @@ def run_evaluate(args: argparse.Namespace) -> None:
         task = next(one for one in tasks if one.name == name)
         known = others(tasks, task.fold)
         held, multitask, folder = banked(known), read_multitask(args.out, task.fold), args.out / "eval"
-        bank, names = bank_of(args.out, held, multitask), [one.name for one in held]
+        bank, stored = bank_of(args.out, held, multitask), [one.name for one in held]
         generator = read_generator(args.out / f"generator{task.fold}.safetensors")
         other = next(one for one in measured(tasks, task.fold) if one.name != name)
-        made = kept(folder / f"{name}.generated.json", generated, encoder, task, generator, bank, names, other)
+        names = read_names(args.out)[name]
+        made = kept(folder / f"{name}.generated.json", generated, encoder, task, generator, bank, stored, names, other)
         say(f"{name}: generated {made['generated']} {made['weights']}")
         mean, default = mean_adapter(stored_of(args.out, known)), default_of(args.out)
         found = kept(folder / f"{name}.baselines.json", baselines, encoder, task, multitask, mean, default)
         say(f"{name}: " + ", ".join(f"{title} {best_of(rows):.1f}" for title, rows in found.items()))
         adapters = final(stored_of(args.out, held))
         for seed in SEEDS[: args.seeds]:
-            found = kept(folder / f"{name}.picked{seed}.json", picked, encoder, task, names, adapters, seed)
+            found = kept(folder / f"{name}.picked{seed}.json", picked, encoder, task, stored, adapters, seed)
             say(f"{name}: picked {best_of([found['picked']]):.1f} {found['chosen']}")
 
 

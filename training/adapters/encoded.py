@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ltdi.adapters.items import spoken
 from ltdi.bodies.adapted import AdaptedBert, Tokens, load_weights, mean_pooled, tokenize
 from ltdi.bodies.sentence import model_folder
 from ltdi.errors import BodyMissing
@@ -133,6 +134,13 @@ def load_encoder(model: str, lora_a: Tensor | None = None) -> AdaptedBert:
     if lora_a is None:
         lora_a = shared_a(config["num_hidden_layers"], config["hidden_size"])
     return FastBert(config, weights, lora_a, SCALE)
+
+
+@torch.no_grad()
+def name_features(encoder: AdaptedBert, model: str, classes: Iterable[str]) -> Tensor:
+    """Names of classes on the frozen body, mean-pooled, `[N, D]`."""
+    tokens = tokenize(found_folder(model), [spoken(label) for label in classes], None, MOST_TOKENS)
+    return mean_pooled(encoder.hidden(tokens), tokens.mask)
 
 
 def shared_a(layers: int, size: int, rank: int = RANK, seed: int = A_SEED) -> Tensor:

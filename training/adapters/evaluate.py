@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltdi.adapter_bank import Bank, left_out
-from ltdi.adapter_generator import AdapterGenerator, Generated
+from ltdi.adapters.bank import Bank, left_out
+from ltdi.adapters.generator import AdapterGenerator
 from ltdi.bodies.adapted import AdaptedBert
 from ltdi.files import write_json
 from training.adapters.encoded import EncodedTask, Part, hidden_features
 from training.adapters.heads import head_accuracies, percent
-from training.adapters.tasks import CONTROLLED
 
 SEEDS, SHOTS, TESTED = (0, 1, 2), 16, 200
 
@@ -66,42 +65,48 @@ def picked(encoder: AdaptedBert, task: EncodedTask, names: Sequence[str], adapte
 
 
 def generated(
-    encoder: AdaptedBert, task: EncodedTask, generator: AdapterGenerator, bank: Bank, names: Sequence[str], other: EncodedTask
-) -> dict:
-    """The generated adapter with its own head and with closed forms, and the controls.
+    encoder: AdaptedBert, task: EncodedTask, generator: AdapterGenerator, bank: Bank, stored: Sequence[str],
+    names: Tensor, other: EncodedTask,
+) -> dict:  # fmt: skip
+    """The generated adapter with its own head and with closed forms, told the names of the classes or not, and the controls.
 
     Args:
-        names: of the stored tasks, without the default.
+        stored: the stored tasks, without the default.
+        names: `[N, D]`, of the classes on the frozen body.
         other: the task whose support the control is conditioned on.
     """
-    found: dict[str, list] = {"generated": [], "generated, closed form": [], "weights": []}
+    found: dict[str, list] = {}
     for seed in SEEDS:
         part = support_of(task, seed)
-        made = generator.generate(encoder, bank, part.tokens, part.labels, task.ways, seed)
-        test = hidden_features(encoder, tested(task).tokens, made.lora_b)["pooler"]
-        found["generated"].append(_answered(test, made.classifier, task))
-        support = hidden_features(encoder, part.tokens, made.lora_b)["pooler"]
-        found["generated, closed form"].append(head_accuracies(support, part.labels, task.ways, test, tested(task).labels))
-        said = zip(made.candidates.tolist(), made.weights.tolist(), strict=True)
-        found["weights"].append({[*names, "default"][i]: round(w, 3) for i, w in said if w > 0.02})
-        if seed == SEEDS[0] and task.name in CONTROLLED:
-            first = made.candidates[made.weights.argmax()][None]
-            alone = Generated(bank.adapters(first)[0], made.classifier, first, torch.ones(1))
-            found["nearest training adapter"] = [_with_head(encoder, task, generator, bank, part, alone)]
-            wrong = support_of(other, seed)
-            shuffled = generator.generate(encoder, bank, wrong.tokens, wrong.labels, other.ways, seed)
-            found["condition of another task"] = [_with_head(encoder, task, generator, bank, part, shuffled)]
+        for title, told in (("", names), (", names hidden", None)):
+            made = generator.generate(encoder, bank, part.tokens, part.labels, task.ways, seed, told)
+            test, support = (hidden_features(encoder, one.tokens, made.lora_b)["pooler"] for one in (tested(task), part))
+            closed = head_accuracies(support, part.labels, task.ways, test, tested(task).labels)
+            said = zip(made.candidates.tolist(), made.weights.tolist(), strict=True)
+            for key, value in (
+                (f"generated{title}", _answered(test, made.classifier, task)),
+                (f"generated{title}, closed form", closed),
+                (f"weights{title}", {[*stored, "default"][i]: round(w, 3) for i, w in said if w > 0.02}),
+            ):
+                found.setdefault(key, []).append(value)
+        for title, row in _controls(encoder, task, generator, bank, part, names, other, seed).items():
+            found.setdefault(title, []).append(row)
     return found
 
 
-def _with_head(
-    encoder: AdaptedBert, task: EncodedTask, generator: AdapterGenerator, bank: Bank, part: Part, made: Generated
-) -> float:
-    """Accuracy of another adapter with the head of this support."""
-    support = hidden_features(encoder, part.tokens, made.lora_b)["pooler"]
-    test = hidden_features(encoder, tested(task).tokens, made.lora_b)["pooler"]
-    head = generator.classifier(support, part.labels, task.ways, bank, made.candidates, made.weights)
-    return _answered(test, head, task)
+def _controls(
+    encoder: AdaptedBert, task: EncodedTask, generator: AdapterGenerator, bank: Bank, part: Part, names: Tensor,
+    other: EncodedTask, seed: int,
+) -> dict[str, dict]:  # fmt: skip
+    """Closed forms of the support under the stored adapter that is retrieved first, and under another task's adapter."""
+    chosen = generator.condition(encoder, bank, part.tokens, part.labels, task.ways, names)[1]
+    wrong = support_of(other, seed)
+    shuffled = generator.generate(encoder, bank, wrong.tokens, wrong.labels, other.ways, seed).lora_b
+    said = {}
+    for title, lora_b in (("retrieved", bank.adapters(chosen[:1])[0]), ("condition of another task", shuffled)):
+        test, support = (hidden_features(encoder, one.tokens, lora_b)["pooler"] for one in (tested(task), part))
+        said[title] = head_accuracies(support, part.labels, task.ways, test, tested(task).labels)
+    return said
 
 
 def _answered(test: Tensor, head: Tensor, task: EncodedTask) -> float:

@@ -9,19 +9,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ltdi.adapter_bank import Bank
-from ltdi.adapter_generator import AdapterGenerator
+from ltdi.adapters.bank import Bank
+from ltdi.adapters.generator import AdapterGenerator
 from ltdi.bodies.adapted import AdaptedBert
 from ltdi.denoisers.adapter_tokens import AdapterTokens, AdapterTokensConfig
 from ltdi.files import read_safetensors, write_safetensors
 from ltdi.schedule import Schedule, ScheduleConfig
-from training.adapters.banks import banked, read_multitask, stored_of
+from training.adapters.banks import banked, read_multitask, read_names, stored_of
 from training.adapters.encoded import EncodedTask
 from training.adapters.learn import Episode, read_episode
 from training.adapters.store import final
 from training.adapters.tasks import FOLDS
 
-EACH = 1  # episodes a task
+EACH = 2  # episodes a task; the second round hides the names of classes
 
 
 def new_generator(seed: int = 0) -> AdapterGenerator:
@@ -56,15 +56,16 @@ def read_episodes(
     """
     sources = [task.source for task in banked(tasks)]
     adapters, defaults = final(stored_of(out, banked(tasks))), multitasks(out)
-    episodes = []
+    names, episodes = read_names(out), []
     for i in range(EACH * len(tasks)):
         task = tasks[i % len(tasks)]
         path = out / "episodes" / f"{task.name}.{i // len(tasks)}.safetensors"
         if not path.is_file():
             draw = torch.Generator().manual_seed(i)
             allowed = torch.tensor([float(source != task.source) for source in sources] + [1.0])
+            own = names[task.name] if i // len(tasks) % 2 == 0 else None
             with torch.no_grad():
-                made = read_episode(encoder, bank, torch.cat([adapters, defaults[task.fold][None]]), task, allowed, draw)
+                made = read_episode(encoder, bank, torch.cat([adapters, defaults[task.fold][None]]), task, allowed, draw, own)
             _write(path, made)
             log(f"episode {i + 1} of {EACH * len(tasks)}: {task.name}")
         episodes.append(_read(path))

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltdi.adapter_bank import LIKENESS, Bank, candidates, evidence, likeness, retrieve
-from ltdi.adapter_generator import AdapterGenerator
+from ltdi.adapters.bank import Bank, candidates, evidence, retrieval
+from ltdi.adapters.generator import CANDIDATES, AdapterGenerator
 from training.adapters.encoded import EncodedTask, FastBert, Part, hidden_features
 
-ROWS, TRIED = 64, 8  # rows of an episode, support and queries; candidates that its features are read under
+ROWS, TRIED = 64, 7  # rows of an episode, support and queries; candidates that its features are read under
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Episode:
     fold: int
 
 
-def draw_rows(task: EncodedTask, draw: torch.Generator, subset: float = 0.5) -> tuple[Part, int, int]:
-    """Support then queries of a task or, of a task of many classes, of some of its classes; rows of support; N."""
+def draw_rows(task: EncodedTask, draw: torch.Generator, subset: float = 0.5) -> tuple[Part, int, Tensor]:
+    """Support then queries of a task or, of a task of many classes, of some of its classes; rows of support; the classes `[N]`."""
     classes = torch.arange(task.ways)
     if task.ways > 2 and torch.rand((), generator=draw) < subset:
         count = int(torch.randint(2, min(task.ways, 5), (1,), generator=draw))
@@ -71,26 +71,28 @@ def draw_rows(task: EncodedTask, draw: torch.Generator, subset: float = 0.5) -> 
     queries = queries[torch.randperm(len(queries), generator=draw)][: ROWS - ways * shots]
     part = task.train.take(torch.cat([*support, queries]))
     labels = (part.labels[:, None] == classes).int().argmax(1)
-    return Part(part.tokens, labels), ways * shots, ways
+    return Part(part.tokens, labels), ways * shots, classes
 
 
 def read_episode(
-    encoder: FastBert, bank: Bank, adapters: Tensor, task: EncodedTask, allowed: Tensor, draw: torch.Generator
-) -> Episode:
+    encoder: FastBert, bank: Bank, adapters: Tensor, task: EncodedTask, allowed: Tensor, draw: torch.Generator,
+    names: Tensor | None,
+) -> Episode:  # fmt: skip
     """An episode with its features under its candidates.
 
     Args:
         adapters: `[T, layers, 2, D, rank]`, of the bank's tasks, the default last.
         allowed: `[T]`, 0 for the task's own source.
+        names: `[N, D]`, of the task's classes on the frozen body; None hides them.
     """
-    part, count, ways = draw_rows(task, draw)
+    part, count, classes = draw_rows(task, draw)
+    ways = len(classes)
     support = part.take(torch.arange(count))
     frozen = hidden_features(encoder, support.tokens)["mean"]
-    score = retrieve(bank, frozen, support.labels, ways, task.pairs)
-    alike = likeness(bank, frozen)
-    chosen = candidates(bank, score + alike * LIKENESS, allowed, TRIED)
+    known = retrieval(bank, frozen, support.labels, ways, task.pairs, None if names is None else names[classes])
+    chosen = candidates(bank, known.score, allowed, TRIED)
     features = torch.stack([hidden_features(encoder, part.tokens, adapters[i])["pooler"] for i in chosen])
-    told = evidence(bank, chosen, features[:, :count], score, alike, support.labels, ways)
+    told = evidence(bank, chosen, features[:, :count], known, support.labels, ways)
     return Episode(
         chosen, told, features[:, :count], features[:, count:], support.labels, part.labels[count:], ways, task.fold
     )
@@ -100,14 +102,15 @@ def episode_loss(generator: AdapterGenerator, bank: Bank, episode: Episode, fold
     """Cross entropy over log N of the weighed answers on the queries, and their accuracy.
 
     Args:
-        folds: `[T]`, of the stored tasks; those of `outer` are not allowed.
+        folds: `[T]`, of the stored tasks; of those that are not of `outer` the first `CANDIDATES` are used, and the default.
     """
     allowed = (folds[episode.chosen] != outer).float()
+    allowed[:-1] *= (allowed[:-1].cumsum(0) <= CANDIDATES).float()
     weights = torch.softmax(generator.denoiser.told(episode.evidence[None], allowed[None])[0], dim=0)
     mixed = torch.zeros(len(episode.wanted), episode.ways)
     for c in allowed.nonzero().flatten().tolist():
         rows = bank.own[bank.owner == episode.chosen[c]]
-        head = generator.head(episode.support[c], episode.labels, episode.ways, rows, torch.ones(len(rows)))
+        head = generator.head(episode.support[c], episode.labels, episode.ways, rows, weights[c].expand(len(rows)))
         answers = F.linear(episode.queries[c], head[:, :-1], head[:, -1])
         mixed = mixed + weights[c] * torch.softmax(answers, dim=1)
     loss = F.nll_loss(mixed.clamp_min(1e-6).log(), episode.wanted) / torch.tensor(float(episode.ways)).log()

@@ -16,14 +16,16 @@ FAMILIES = {
     "multi-task LoRA": ("multi-task",),
     "mean training LoRA": ("mean adapter",),
     "picked training LoRA": ("picked",),
+    "retrieved training LoRA": ("retrieved",),
+    "condition of another task": ("condition of another task",),
     "generated, closed form": ("generated, closed form",),
+    "names hidden, closed form": ("generated, names hidden, closed form",),
 }
-PLAIN = {
-    "generated": "generated",
-    "condition of another task": "condition of another task",
-    "nearest training LoRA": "nearest training adapter",
-}
-AGAINST = ("frozen body", "multi-task LoRA", "mean training LoRA", "picked training LoRA")
+PLAIN = {"generated": "generated", "names hidden": "generated, names hidden"}
+AGAINST = (
+    "frozen body", "multi-task LoRA", "mean training LoRA", "picked training LoRA", "retrieved training LoRA",
+    "condition of another task", "names hidden",
+)  # fmt: skip
 
 
 def read_results(folder: Path) -> dict[str, dict]:
@@ -53,8 +55,8 @@ def make_table(found: Mapping[str, dict]) -> dict:
     means = {title: {name: _mean(values) for name, values in own.items()} for title, own in rows.items()}
     table = {title: {"mean": round(_mean(own.values()), 2)} | {n: round(v, 1) for n, v in own.items()} for title, own in means.items()}
     differences = {
-        own: {title: _difference(_paired(rows[own], rows[title])) for title in AGAINST if title in rows}
-        for own in ("generated", "generated, closed form")
+        own: {title: _difference(_paired(rows[own], rows[title])) for title in AGAINST if title in rows and title != own}
+        for own in ("generated", "generated, closed form", "names hidden")
     }
     return {"accuracy": table, "less": differences}
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from training.adapters.sources import Row, source_rows
 
 MOST_TRAIN, MOST_TEST, HELD = 2000, 300, 200
-CONTROLLED = ("sst2", "mr", "cr", "mpqa", "emotion", "trec")  # where the controls are measured
 LEAST_TRAIN = 20  # rows a class; 16 of them are a support set
 
 FOLDS: tuple[tuple[str, ...], ...] = (

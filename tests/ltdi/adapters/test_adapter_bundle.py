@@ -142,7 +142,11 @@ def test_a_predictor_sees_the_task_and_each_fold_without_what_is_held_out(base: 
     assert not torch.allclose(made.lora[path][1], other.lora[path][1]) and chosen.seen[3:] == [4]
 
 
-def test_features_are_made_once_for_all_folds(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("near", "folds"), [(0.0, 2), (10.0, 0)])
+def test_features_are_made_once_for_all_folds(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch, near: float, folds: int
+) -> None:
+    monkeypatch.setattr("ltdi.adapters.generate.NEAR", near)
     passes = []
     real = BaseModel._by_length
     monkeypatch.setattr(BaseModel, "_by_length", lambda *arguments: passes.append(len(arguments[1])) or real(*arguments))
@@ -150,17 +154,32 @@ def test_features_are_made_once_for_all_folds(base: BaseModel, monkeypatch: pyte
     bundle = make_adapter_bundle(base, directions=3, predictor=Spread(Space(4, 3, 32)), baseline="mean")
     bundle.generate(TEXTS, LABELS, fallback="none")
     whole = [count for count in passes if count == len(TEXTS)]
-    assert len(whole) == 1 + 1 + 1 + 3  # the mean, the one that is looked at, the plain base; one each for support and folds
+    assert len(whole) == 1 + 1 + 1 + 1 + folds  # the mean, the one that is looked at, the plain base, that of the support; of folds
 
 
-def test_the_plain_base_is_pooled_over_its_tokens(base: BaseModel) -> None:
+def test_the_plain_base_is_pooled_over_its_tokens(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = base.tokens(TEXTS)
     hidden = base.model.bert(**batch).last_hidden_state
     rows = [row[mask == 1].mean(0) for row, mask in zip(hidden, batch["attention_mask"], strict=True)]
-    assert torch.allclose(base.pooled(TEXTS), torch.stack(rows), atol=1e-6)
+    monkeypatch.setattr("ltdi.adapters.base.pays", lambda device: False)
+    assert torch.allclose(base.to("cpu").pooled(TEXTS), torch.stack(rows), atol=1e-6)
 
 
-def test_a_predictor_may_bring_its_head(base: BaseModel) -> None:
+def test_looks_by_bfloat16_products_are_near_and_share_the_rest_of_the_model(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ltdi.adapters.base.pays", lambda device: True)
+    exact, quick = base.to("cpu").features(TEXTS), base.features(TEXTS, quick=True)
+    assert 0 < (exact - quick).norm() < 0.03 * exact.norm()
+    assert base.quick is not base.model
+    word = "embeddings.word_embeddings"
+    assert base.quick.base_model.get_submodule(word).weight is base.model.base_model.get_submodule(word).weight
+    assert isinstance(base.model.base_model.get_submodule("pooler.dense"), torch.nn.Linear)
+
+
+def test_a_predictor_may_bring_its_head(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltdi.adapters.base.pays", lambda device: False)
+    base.to("cpu")
     torch.manual_seed(0)
     chosen = Headed(Space(4, 3, 32))
     made = make_adapter_bundle(base, directions=3, predictor=chosen).generate(TEXTS, LABELS, fallback="none")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltdi.adapter_files import AdapterConfig, AdapterMaker, load_maker, save_maker
+from ltdi.adapters.maker import AdapterConfig, AdapterMaker, load_maker, save_maker
 from ltdi.errors import BodyMissing, DamagedFile
-from tests.ltdi.test_adapter_bank import a_bank, a_generator
+from tests.ltdi.adapters.test_bank import a_bank, a_generator
 from tests.tiny_bert import tiny_bert, tiny_tokens
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ltdi.adapter_bank import Bank
-from ltdi.adapter_generator import AdapterGenerator
+from ltdi.adapters.bank import Bank
+from ltdi.adapters.generator import AdapterGenerator
 from ltdi.bodies.adapted import AdaptedBert, load_weights, peft_tensors, tokenize
 from ltdi.bodies.sentence import model_folder, weights_digest
 from ltdi.denoisers.adapter_tokens import AdapterTokens, AdapterTokensConfig

@@ -5,9 +5,22 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from ltdi.adapter_bank import Bank, RidgeHead, candidates, evidence, left_out, likeness, make_bank, retrieve, separation
-from ltdi.adapter_generator import AdapterGenerator, pooled_each
-from ltdi.baselines import ridge
+from ltdi.adapters.bank import (
+    Bank,
+    NearestMeans,
+    Retrieval,
+    called,
+    candidates,
+    evidence,
+    left_out,
+    likeness,
+    make_bank,
+    retrieve,
+    separation,
+    watched,
+)
+from ltdi.adapters.generator import AdapterGenerator, pooled_each
+from ltdi.baselines import class_means, logits
 from ltdi.denoisers.adapter_tokens import FIRST, AdapterCondition, AdapterTokens, AdapterTokensConfig
 from ltdi.sampler import sample
 from ltdi.schedule import Schedule
@@ -24,7 +37,7 @@ def a_bank(tasks: int = 5, components: int = 6) -> tuple[Bank, torch.Tensor]:
     """Five tasks and the default; the first is on pairs."""
     waypoints = draw(tasks, 4, 2, 2, 16, 2, seed=1)
     heads = [[draw(2 + i % 2, 17, seed=s + i) for i in range(tasks)] for s in (10, 20)]
-    bank = make_bank(draw(2, 2, 16, 2), waypoints, draw(2, 2, 16, 2, seed=5), *heads, [i == 0 for i in range(tasks)], F.normalize(draw(tasks, 16, seed=6)), components)
+    bank = make_bank(draw(2, 2, 16, 2), waypoints, draw(2, 2, 16, 2, seed=5), *heads, [i == 0 for i in range(tasks)], F.normalize(draw(tasks, 16, seed=6)), [draw(2, 16, seed=30 + i) for i in range(tasks)], components)
     return bank, waypoints
 
 
@@ -47,7 +60,7 @@ def test_coordinates_zero_are_the_start() -> None:
 def test_a_chain_told_of_one_task_lands_on_its_waypoints() -> None:
     bank, _ = a_bank()
     denoiser = a_generator().denoiser
-    told = torch.zeros(1, 6, 9)
+    told = torch.zeros(1, 6, 10)
     told[0, 3, FIRST] = 10.0
     condition = AdapterCondition(told, bank.trajectories[None], torch.ones(1, 6))
     seen = {}
@@ -59,7 +72,7 @@ def test_a_chain_told_of_one_task_lands_on_its_waypoints() -> None:
 
 def test_a_candidate_that_is_not_allowed_counts_nothing() -> None:
     bank, _ = a_bank()
-    told, allowed = torch.zeros(1, 6, 9), torch.ones(1, 6)
+    told, allowed = torch.zeros(1, 6, 10), torch.ones(1, 6)
     told[0, 3, FIRST], allowed[0, 3] = 10.0, 0
     weights = a_generator().denoiser.weigh(AdapterCondition(told, bank.trajectories[None], allowed))
     assert weights[0, 3] == 0
@@ -99,23 +112,46 @@ def test_texts_like_a_stored_tasks_are_found_without_labels() -> None:
     assert alike[-1] == 0
 
 
-def test_the_head_without_directions_is_ridge_regression() -> None:
+def test_names_find_the_task_that_is_called_alike_in_any_order() -> None:
+    bank, _ = a_bank()
+    names = 3 * draw(2, 16, seed=33)
+    alike = called(bank, names)
+    assert int(alike.argmax()) == 3
+    assert torch.allclose(alike[3], torch.tensor(1.0))
+    assert torch.allclose(called(bank, names.flip(0)), alike)
+    assert called(bank, None).tolist() == [0.0] * 6
+    assert alike[-1] == 0
+
+
+def test_candidates_are_compared_on_equally_many_rows_of_each_class() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 5 + [2] * 40)
+    rows = watched(labels, 3, 20)
+    assert labels[rows].bincount().tolist() == [8, 5, 7]
+    assert torch.equal(rows, rows.sort().values)
+    assert watched(labels, 3, 200).tolist() == list(range(95))
+
+
+def test_the_head_without_directions_is_the_nearest_mean() -> None:
     features = draw(8, 16, seed=5)
-    made = RidgeHead(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(4.0))(features, TWO, 2, features[:0], features[:0, 0])
-    length = (features - features.mean(0)).norm(dim=1).mean()
-    wanted = ridge(((features - features.mean(0)) / length).view(1, 2, 4, 16), 2.0)[0]
+    made = NearestMeans(torch.tensor(3.0), torch.tensor(2.0))(features, TWO, 2, features[:0], features[:0, 0])
+    centre = features.mean(0)
+    length = (features - centre).norm(dim=1).mean()
     new = draw(6, 16, seed=6)
-    expected = (new - features.mean(0)) / length @ wanted[:, :-1].T * 4 + wanted[:, -1]
-    assert torch.allclose(new @ made[:, :-1].T + made[:, -1], expected, atol=1e-4)
+    wanted = logits(class_means(((features - centre) / length).view(1, 2, 4, 16)), ((new - centre) / length)[None])[0]
+    found = new @ made[:, :-1].T + made[:, -1]
+    assert torch.equal(found.argmax(1), wanted.argmax(1))
+    far = [(new - features[c == TWO].mean(0)).square().sum(1) / length**2 for c in (0, 1)]
+    assert torch.allclose(found[:, 0] - found[:, 1], far[1] - far[0], atol=1e-4)
 
 
-def test_the_head_in_the_lighter_metric_is_ridge_on_more_features() -> None:
+def test_the_head_in_a_stretched_metric_is_the_nearest_mean_of_more_features() -> None:
     features, rows, weights = draw(8, 16, seed=5), F.normalize(draw(3, 16, seed=8), dim=1), torch.tensor([1.0, 0.5, 2.0])
-    made = RidgeHead(torch.tensor(1.0), torch.tensor(3.0), torch.tensor(1.0))(features, TWO, 2, rows, weights)
+    made = NearestMeans(torch.tensor(3.0), torch.tensor(1.0))(features, TWO, 2, rows, weights)
     z = (features - features.mean(0)) / (features - features.mean(0)).norm(dim=1).mean()
     wider = torch.cat([z, z @ (rows * (3 * weights).sqrt()[:, None]).T], dim=1)
-    wanted = ridge(wider.view(1, 2, 4, 19), 1.0)[0]
-    assert torch.allclose(features @ made[:, :-1].T + made[:, -1], wider @ wanted[:, :-1].T + wanted[:, -1], atol=1e-4)
+    far = [(wider - wider[c == TWO].mean(0)).square().sum(1) / 2 for c in (0, 1)]
+    found = features @ made[:, :-1].T + made[:, -1]
+    assert torch.allclose(found[:, 0] - found[:, 1], far[1] - far[0], atol=1e-4)
 
 
 def test_leave_one_out_in_closed_form_is_leave_one_out() -> None:
@@ -140,8 +176,8 @@ def test_leave_one_out_in_closed_form_is_leave_one_out() -> None:
 def test_evidence_of_the_default_is_nothing_gained() -> None:
     bank, _ = a_bank()
     chosen = torch.tensor([1, 2, 5])
-    told = evidence(bank, chosen, draw(3, 8, 16, seed=2), torch.zeros(6), torch.zeros(6), TWO, 2)
-    assert told.shape == (3, 9)
+    told = evidence(bank, chosen, draw(3, 8, 16, seed=2), Retrieval(*torch.zeros(3, 6)), TWO, 2)
+    assert told.shape == (3, 10)
     assert told[-1].tolist()[:5] == [0.0] * 5
     assert told[:, 6].tolist() == [0.0, 0.0, 1.0]
 

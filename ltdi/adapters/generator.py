@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ltdi.adapter_bank import LIKENESS, Bank, RidgeHead, candidates, evidence, likeness, retrieve
+from ltdi.adapters.bank import Bank, NearestMeans, candidates, evidence, retrieval, watched
 from ltdi.bodies.adapted import AdaptedBert, Tokens, mean_pooled
 from ltdi.denoisers.adapter_tokens import AdapterCondition, AdapterTokens
 from ltdi.sampler import sample
 
-CANDIDATES = 7
+CANDIDATES = 4
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,17 @@ class Generated:
 
 
 class AdapterGenerator(nn.Module):
-    """The denoiser and the head's three numbers; a bank is given at each call."""
+    """The denoiser and the head's two numbers; a bank is given at each call."""
 
     def __init__(self, denoiser: AdapterTokens) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.log_head = nn.Parameter(torch.tensor([0.5, 0.0, 1.5]))
+        self.log_head = nn.Parameter(torch.tensor([0.0, 1.4]))
 
     @property
-    def head(self) -> RidgeHead:
+    def head(self) -> NearestMeans:
         """The classifier's closed form."""
-        return RidgeHead(*self.log_head.exp())
+        return NearestMeans(*self.log_head.exp())
 
     def classifier(self, features: Tensor, labels: Tensor, ways: int, bank: Bank, chosen: Tensor, weights: Tensor) -> Tensor:
         """`[N, D + 1]` under an adapter that weighs the candidates `[C]` by `[C]`."""
@@ -50,21 +50,20 @@ class AdapterGenerator(nn.Module):
         return self.head(features, labels, ways, bank.own[used], by_task[bank.owner[used]])
 
     def condition(
-        self, encoder: AdaptedBert, bank: Bank, support: Tokens, labels: Tensor, ways: int, allowed: Tensor | None = None
+        self, encoder: AdaptedBert, bank: Bank, support: Tokens, labels: Tensor, ways: int, names: Tensor | None = None
     ) -> tuple[AdapterCondition, Tensor]:
         """What the chain is told of a task, and the candidates `[C]`.
 
         Args:
-            allowed: `[T]`, 0 for stored tasks that may not be used.
+            names: `[N, D]`, of the classes on the frozen body; None where they say nothing.
         """
-        allowed = torch.ones(len(bank.pairs)) if allowed is None else allowed
+        rows = watched(labels, ways)
+        support, labels = support.take(rows), labels[rows]
         frozen = mean_pooled(encoder.hidden(support), support.mask)
-        score = retrieve(bank, frozen, labels, ways, bool(support.kinds.any()))
-        alike = likeness(bank, frozen)
-        chosen = candidates(bank, score + alike * LIKENESS, allowed, CANDIDATES)
-        features = pooled_each(encoder, support, bank.adapters(chosen))
-        told = evidence(bank, chosen, features, score, alike, labels, ways)[None]
-        return AdapterCondition(told, bank.trajectories[chosen][None], allowed[chosen][None]), chosen
+        known = retrieval(bank, frozen, labels, ways, bool(support.kinds.any()), names)
+        chosen = candidates(bank, known.score, torch.ones(len(bank.pairs)), CANDIDATES)
+        told = evidence(bank, chosen, pooled_each(encoder, support, bank.adapters(chosen)), known, labels, ways)[None]
+        return AdapterCondition(told, bank.trajectories[chosen][None], torch.ones(1, len(chosen))), chosen
 
     def chain(self, noise: Tensor, condition: AdapterCondition) -> tuple[Tensor, Tensor]:
         """x_0 `[B, W, K]` by Eq. 1 from x_T, and the candidates' weights `[B, C]`."""
@@ -73,10 +72,11 @@ class AdapterGenerator(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, encoder: AdaptedBert, bank: Bank, support: Tokens, labels: Tensor, ways: int, seed: int = 0
-    ) -> Generated:
-        """The adapter of a task from its support set alone."""
-        condition, chosen = self.condition(encoder, bank, support, labels, ways)
+        self, encoder: AdaptedBert, bank: Bank, support: Tokens, labels: Tensor, ways: int, seed: int = 0,
+        names: Tensor | None = None,
+    ) -> Generated:  # fmt: skip
+        """The adapter of a task from its support set, and its classes' names as in `condition`."""
+        condition, chosen = self.condition(encoder, bank, support, labels, ways, names)
         noise = torch.randn(1, *bank.shape, generator=torch.Generator().manual_seed(seed))
         x, weights = self.chain(noise, condition)
         lora_b = bank.decode(x)

@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 TINY = 1e-6
 LIKENESS = 0.3  # what the likeness of texts adds to a candidate's score
+NAMED = 0.5  # what like names of classes add to it
+STRANGE = 0.4  # below it names of classes are not alike: two lists of unrelated words reach it
+WATCHED = 64  # examples that the candidates are compared on, at most
 LUCK = 0.05  # by which the best of R shares of 32 examples grows by chance with log R
 
 
@@ -29,6 +32,8 @@ class Bank:
         pairs: `[T]`, 1 for tasks on pairs of texts.
         topics: `[T, D]`, the mean of their texts on the frozen body, less the mean over tasks, length one; 0 for the default.
         centre: `[D]`, the mean over tasks.
+        names: `[Q, D]`, the names of the stored tasks' classes on the frozen body, length one.
+        named: `[Q]`, the stored task of each name.
     """
 
     start: Tensor
@@ -41,6 +46,8 @@ class Bank:
     pairs: Tensor
     topics: Tensor
     centre: Tensor
+    names: Tensor
+    named: Tensor
 
     def decode(self, x: Tensor) -> Tensor:
         """B `[B, layers, 2, D, rank]` from coordinates `[B, W, K]`."""
@@ -59,7 +66,7 @@ class Bank:
 
 def make_bank(
     start: Tensor, waypoints: Tensor, default: Tensor, frozen: Sequence[Tensor], own: Sequence[Tensor], pairs: Sequence[bool],
-    means: Tensor, components: int,
+    means: Tensor, names: Sequence[Tensor], components: int,
 ) -> Bank:  # fmt: skip
     """A bank of prepared adapters.
 
@@ -70,6 +77,7 @@ def make_bank(
         frozen, own: each task's classifiers `[N, D + 1]` on the frozen body and under its adapter.
         pairs: whether a task is on pairs.
         means: `[T - 1, D]`, of the tasks' texts on the frozen body.
+        names: each task's names of classes on the frozen body, `[N, D]`.
         components: K at most.
     """
     still = torch.stack([default, *[start + (default - start) * (1 - i / 3) for i in range(1, waypoints.shape[1])]])
@@ -79,11 +87,12 @@ def make_bank(
     raw = torch.einsum("tmwp,wkp->tmwk", moved, basis)
     spread = raw[:, 0].square().mean((0, 2)).sqrt().clamp_min(TINY)
     rows = [directions(head) for head in own]
-    owner = torch.cat([torch.full((len(one),), i) for i, one in enumerate(rows)])
+    owner, named = (torch.cat([torch.full((len(one),), i) for i, one in enumerate(parts)]) for parts in (rows, names))
     return Bank(
         start, basis, spread, raw / spread[:, None], torch.cat([directions(head) for head in frozen]), torch.cat(rows), owner,
         torch.tensor([*map(float, pairs), 0.5]),
         F.pad(F.normalize(means - means.mean(0), dim=1), (0, 0, 0, 1)), means.mean(0),
+        F.normalize(torch.cat(list(names)), dim=1), named,
     )  # fmt: skip
 
 
@@ -136,6 +145,55 @@ def retrieve(bank: Bank, frozen: Tensor, labels: Tensor, ways: int, pair: bool) 
     return torch.where((bank.pairs - float(pair)).abs() > 0.75, best - 1, best)
 
 
+def called(bank: Bank, names: Tensor | None) -> Tensor:
+    """How like a stored task's names of classes are to the task's, `[T]`, from 0 (strange) to 1; the default's is 0.
+
+    Each name's best cosine among the others', both ways, in the mean.
+
+    Args:
+        names: `[N, D]`, on the frozen body; None where they say nothing.
+    """
+    found = torch.zeros(len(bank.pairs))
+    if names is None:
+        return found
+    alike = F.normalize(names, dim=1) @ bank.names.T  # [N, Q]
+    for task in range(len(found) - 1):
+        own = alike[:, bank.named == task]
+        found[task] = (own.amax(1).mean() + own.amax(0).mean()) / 2
+    return ((found - STRANGE) / (1 - STRANGE)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What is known of the stored tasks before the support is read under any of them, each `[T]`.
+
+    Args:
+        apart: how well their classifiers tell its classes apart, `retrieve`.
+        alike: how like their texts are, `likeness`.
+        called: how like the names of their classes are, `called`.
+    """
+
+    apart: Tensor
+    alike: Tensor
+    called: Tensor
+
+    @property
+    def score(self) -> Tensor:
+        """What candidates are chosen by."""
+        return self.apart + self.alike * LIKENESS + self.called * NAMED
+
+
+def retrieval(bank: Bank, frozen: Tensor, labels: Tensor, ways: int, pair: bool, names: Tensor | None) -> Retrieval:
+    """All of it; arguments as in `retrieve`, `likeness` and `called`."""
+    return Retrieval(retrieve(bank, frozen, labels, ways, pair), likeness(bank, frozen), called(bank, names))
+
+
+def watched(labels: Tensor, ways: int, most: int = WATCHED) -> Tensor:
+    """The rows that candidates are compared on: the first ones of each class, equally many where there are enough."""
+    rank = (F.one_hot(labels, ways).cumsum(0) - 1).gather(1, labels[:, None]).squeeze(1)
+    return torch.argsort(rank, stable=True)[:most].sort().values
+
+
 def candidates(bank: Bank, score: Tensor, allowed: Tensor, count: int) -> Tensor:
     """The `count` stored tasks of the best scores among those allowed, and the default: `[count + 1]`."""
     told = score.masked_fill(allowed == 0, -9.0)
@@ -145,19 +203,16 @@ def candidates(bank: Bank, score: Tensor, allowed: Tensor, count: int) -> Tensor
 
 
 @dataclass(frozen=True)
-class RidgeHead:
-    """Ridge regression whose penalty is lighter along the classifiers of related tasks.
+class NearestMeans:
+    """Nearest class mean in a metric stretched along the classifiers of related tasks: I + gamma sum_r w_r d_r d_r'.
 
-    Weights minimise |Y - Z w|^2 + lambda w' (I + gamma sum_r d_r d_r')^-1 w, Z the support's features centred and divided by
-    their mean length. With no direction it is ridge regression.
+    With no direction it is the plain nearest mean.
 
     Args:
-        strength: lambda.
-        gamma: how much lighter.
-        scale: of the logits.
+        gamma: how much it is stretched.
+        scale: of the logits, for features of mean length 1.
     """
 
-    strength: Tensor
     gamma: Tensor
     scale: Tensor
 
@@ -165,19 +220,18 @@ class RidgeHead:
         """The classifier `[N, D + 1]` from features `[M, D]`, labels `[M]`, directions `[R, D]` and their weights `[R]`."""
         centre = features.mean(0)
         length = (features - centre).norm(dim=1).mean().clamp_min(TINY)
-        z = (features - centre) / length
-        y = F.one_hot(labels, ways).to(z)
-        middle = y.mean(0)
-        metric = rows * (self.gamma * weights).clamp_min(TINY**2).sqrt().unsqueeze(1)
-        seen = z @ metric.T
-        gram = z @ z.T + seen @ seen.T + self.strength * torch.eye(len(z))
-        solved = torch.linalg.solve(gram, y - middle)
-        weight = (solved.T @ z + (solved.T @ seen) @ metric) * self.scale / length
-        return torch.cat([weight, (middle - weight @ centre).unsqueeze(1)], dim=1)
+        y = F.one_hot(labels, ways).to(features)
+        means = y.T @ ((features - centre) / length) / y.sum(0)[:, None]
+        weight = means + (means @ rows.T * (self.gamma * weights)) @ rows
+        bias = -(weight * means).sum(1) / 2
+        weight = weight * (self.scale / length)
+        return torch.cat([weight, (bias * self.scale - weight @ centre).unsqueeze(1)], dim=1)
 
 
 def left_out(features: Tensor, labels: Tensor, ways: int, rows: Tensor, strength: float, gamma: float) -> tuple[float, float]:
-    """Leave-one-out accuracy and mean squared error of `RidgeHead`, in closed form.
+    """Leave-one-out accuracy and mean squared error of ridge regression, in closed form.
+
+    Its penalty w' w is lighter along directions: w' (I + gamma sum_r d_r d_r')^-1 w.
 
     Args:
         features: `[M, D]`.
@@ -194,14 +248,12 @@ def left_out(features: Tensor, labels: Tensor, ways: int, rows: Tensor, strength
     return float((predicted.argmax(1) == labels).float().mean()), float((predicted - y).square().mean())
 
 
-def evidence(
-    bank: Bank, chosen: Tensor, features: Tensor, score: Tensor, alike: Tensor, labels: Tensor, ways: int
-) -> Tensor:
-    """What the support looks like under each candidate, `[C, 9]`.
+def evidence(bank: Bank, chosen: Tensor, features: Tensor, known: Retrieval, labels: Tensor, ways: int) -> Tensor:
+    """What the support looks like under each candidate, `[C, 10]`.
 
     By how much its leave-one-out squared error with the candidate's classifier as a prior lies below the default's, the
-    same without the prior, both accuracies less the default's, the separation by the candidate's own classifier, the
-    score of its retrieval, whether it is the default, log N, and the likeness of its texts.
+    same without the prior, both accuracies less the default's, the separation by the candidate's own classifier and by
+    that on the frozen body, whether it is the default, log N, how like its texts and its names of classes are.
 
     Args:
         chosen: `[C]`, candidates, the default last.
@@ -212,11 +264,12 @@ def evidence(
         rows = bank.own[bank.owner == task]
         plain, prior = left_out(z, labels, ways, rows[:0], 1.0, 0.0), left_out(z, labels, ways, rows, 1.0, 10.0)
         own = float(separation(z @ rows.T, labels, ways).max()) if len(rows) else 0.0
-        told.append([prior[1], plain[1], prior[0], plain[0], own, float(score[task])])
+        told.append([prior[1], plain[1], prior[0], plain[0], own, float(known.apart[task])])
     said = torch.tensor(told)
     default = said[-1]
     is_default = torch.zeros(len(said), 1)
     is_default[-1] = 1
     gains = (default[:2] - said[:, :2]) / default[:2].clamp_min(TINY)
     log_ways = torch.full((len(said), 1), float(torch.tensor(float(ways)).log()) / 2)
-    return torch.cat([gains, said[:, 2:4] - default[2:4], said[:, 4:], is_default, log_ways, alike[chosen].unsqueeze(1)], dim=1)
+    like = torch.stack([known.alike[chosen], known.called[chosen]], dim=1)
+    return torch.cat([gains, said[:, 2:4] - default[2:4], said[:, 4:], is_default, log_ways, like], dim=1)
