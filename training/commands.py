@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from ltdi.adapters.bundle import AdapterBundle
 from ltdi.bundle import Bundle, load_bundle
 from ltdi.errors import UnsupportedInput
 from ltdi.files import write_bytes, write_json
@@ -19,6 +20,7 @@ from ltdi.pool import ROUNDS
 from training import other_bundle
 from training.bench import bench as run_bench
 from training.bench import bench_whole_tasks
+from training.bench_adapters import bench_adapters
 from training.cards import card_of, controls_table, eq2_table, markdown_table, pool_table
 from training.comparators import BaseStatistics
 from training.configs import EXPERIMENTS, experiment
@@ -350,7 +352,7 @@ def _bank(workspace: Workspace, body: nn.Module, part: str, elsewhere: str | Non
 
 
 def bench(argv: list[str]) -> int:
-    """Time generation against fine-tuning and logistic regression, side by side."""
+    """Time generation against fine-tuning, side by side; heads against logistic regression too."""
     parser = argparse.ArgumentParser(prog="ltdi bench", description=bench.__doc__)
     parser.add_argument("--bundle", default="omniglot", help="a shipped name or a folder")
     parser.add_argument("--device", default="cpu", choices=("auto", "cpu", "cuda"))
@@ -360,7 +362,10 @@ def bench(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     bundle = load_bundle(args.bundle, device=args.device)
     result = {"bundle": bundle.name, "bundle_digest": bundle.digest, "commit": commit()}
-    run = bench_whole_tasks if bundle.takes_descriptions else run_bench
+    if isinstance(bundle, AdapterBundle):
+        run = bench_adapters
+    else:
+        run = bench_whole_tasks if bundle.takes_descriptions else run_bench
     result |= median_of([run(bundle, args.rounds) for _ in range(args.runs)])
     print(json.dumps(result, indent=2))
     if args.out:

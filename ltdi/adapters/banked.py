@@ -20,6 +20,7 @@ from ltdi.schedule import Schedule, ScheduleConfig
 from ltdi.support import Limits
 
 LIMITS = Limits(32, 64, 512, 0)  # a hundredth of a second of two cores a text
+READ = 128  # tokens of an item; the stored adapters were fitted on items cut at 40
 KEPT = ("spread", "trajectories", "frozen", "own", "owner", "pairs", "topics", "centre", "names", "named")  # of a bank; start and basis are the bundle's parts
 
 
@@ -91,11 +92,11 @@ def banked_bundle(maker: AdapterMaker, name: str, base_model_name_or_path: str, 
         raise InvalidConfig("a bundle of adapters knows the default schedule only", field="schedule")
     if config.denoiser != AdapterTokensConfig(hidden=config.denoiser.hidden):
         raise InvalidConfig("a bundle of adapters knows the default denoiser only", field="denoiser")
-    base = base or BaseModel(config.model, config.max_tokens)
+    base = base or BaseModel(config.model, READ)
     rank = maker.lora_a.shape[2]
     sizes = (len(bank.pairs), config.schedule.segments, len(bank.owner), config.denoiser.hidden, bank.frozen.shape[1], len(bank.named))
     made = AdapterBundleConfig(
-        name=name, body=BaseConfig(config.model, config.max_tokens), target=base.target,
+        name=name, body=BaseConfig(config.model, base.max_tokens), target=base.target,
         base_model_name_or_path=base_model_name_or_path, r=rank, lora_alpha=config.scale * rank, baseline="mean",
         head=HeadConfig(strength=1.0), baseline_head=HeadConfig(strength=1.0), limits=LIMITS,
         predictor=PredictorConfig("bank", sizes), directions=bank.shape[1],

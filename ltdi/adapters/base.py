@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ltdi.adapters.applied import applied
 from ltdi.adapters.imports import prepare_imports, quiet, reason_of
 from ltdi.adapters.items import Texts, check_items, columns, size_of
-from ltdi.adapters.quick import pays, quick_copy
+from ltdi.adapters.quick import merged, pays, quick_copy
 from ltdi.adapters.target import LoraTarget, describe_target, facts_of
 from ltdi.bodies.sentence import TOKENIZER, model_folder, weights_digest
 from ltdi.errors import BodyMissing, DamagedBase, ForeignBase, InvalidText
@@ -249,8 +249,13 @@ class BaseModel(nn.Module):
             lora, scale, whole: as for `applied`; the plain model where absent.
             quick: by `quick_copy`, two or three digits of each number, where that is quicker.
         """
-        model = self.quick if quick else self.model
-        with applied(model, lora or {}, scale, whole or {}) if lora or whole else nullcontext():
+        model, lora, whole = self.quick if quick else self.model, lora or {}, whole or {}
+        with ExitStack() as changed:
+            if model is self.model:
+                changed.enter_context(applied(model, lora, scale, whole))
+            else:
+                changed.enter_context(merged(model, lora, scale))
+                changed.enter_context(applied(model, {}, scale, whole))
             return self._by_length(items, lambda batch: model(**batch).logits, self.feature_size)
 
     @torch.inference_mode()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ltdi.adapters.bundle import AdapterBundle
     from ltdi.bundle import HeadRequest
 
-NEAR = 0.05
+NEAR = 0.1  # of how far an adapter is from the default one
 Lora = Mapping[str, tuple[Tensor, Tensor]]
 
 
@@ -166,7 +166,7 @@ def _generated(
 
 
 def _near(coefficients: Tensor, whole: Tensor) -> bool:
-    """Whether a fold's adapter is that of the whole support but for a few per cent, so that its features need not be made."""
+    """Whether a fold's adapter is that of the whole support but for a tenth at most, so that it is measured under that one."""
     return float((coefficients - whole).norm()) <= NEAR * float(whole.norm())
 
 
