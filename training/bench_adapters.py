@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from ltdi.adapters.bundle import AdapterBundle
+from ltdi.adapters.imports import prepare_imports
 from training.bench import interleaved
 
 WAYS, SHOTS, BATCH = (2, 6), 16, 16
@@ -26,6 +27,7 @@ def made_texts(ways: int, shots: int, seed: int = 0) -> tuple[list[str], list[st
 
 def gradient_steps(bundle: AdapterBundle, texts: list[str], labels: list[str]) -> Callable[[], object]:
     """`TIMED` Adam steps of a PEFT LoRA of the same rank on the same modules, `BATCH` texts each."""
+    prepare_imports()
     from peft import LoraConfig, get_peft_model
 
     config, classes = bundle.config, sorted(set(labels))

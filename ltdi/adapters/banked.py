@@ -64,7 +64,10 @@ class Banked(Predictor):
         """x_0 of the chain; notes are the candidates `[C]` and what each counts `[C]`."""
         bank, index, ways = self.bank, seen_of.class_index[seen_of.watched], seen_of.ways
         known = retrieval(bank, seen_of.pooled(), index, ways, seen_of.pairs, seen_of.names())
-        chosen = candidates(bank, known.score, torch.ones(len(self.pairs)), CANDIDATES)
+        allowed = torch.ones(len(self.pairs))
+        if seen_of.before is not None:  # a fold weighs anew, among the candidates of the whole support
+            allowed = torch.zeros(len(self.pairs)).scatter(0, seen_of.before.notes[0], 1.0)
+        chosen = candidates(bank, known.score, allowed, CANDIDATES)
         seen = torch.stack([seen_of.look(self.coefficients(self.trajectories[task, 0])) for task in chosen])
         told = evidence(bank, chosen, seen, known, index, ways)[None]
         condition = AdapterCondition(told, self.trajectories[chosen][None], torch.ones(1, len(chosen)))

@@ -149,8 +149,9 @@ def _generated(
     """The adapter that the predictor chooses, with its head; the same for each fold without what is held out."""
     kept = torch.stack([torch.ones(len(index), dtype=torch.bool), *(~mask for mask in masks)])
     once = bundle.predictor.constant
-    said = [_predicted(bundle, seen, mean, index, ways, row, seed) for row in (kept[:1] if once else kept)]
-    said = said * len(kept) if once else said
+    said = [_predicted(bundle, seen, mean, index, ways, kept[0], seed, None)]
+    for row in kept[1:]:
+        said.append(said[0] if once else _predicted(bundle, seen, mean, index, ways, row, seed, said[0]))
     whole = said[0].coefficients
     features = torch.stack([seen.under(whole if _near(one.coefficients, whole) else one.coefficients) for one in said])
     own = [
@@ -171,16 +172,17 @@ def _near(coefficients: Tensor, whole: Tensor) -> bool:
 
 
 def _predicted(
-    bundle: AdapterBundle, seen: _Seen, mean: Tensor, index: Tensor, ways: int, kept: Tensor, seed: int
-) -> Prediction:
-    """What the predictor says of the examples that are kept; of the others it sees nothing."""
+    bundle: AdapterBundle, seen: _Seen, mean: Tensor, index: Tensor, ways: int, kept: Tensor, seed: int,
+    before: Prediction | None,
+) -> Prediction:  # fmt: skip
+    """What the predictor says of the examples that are kept; of the others it sees nothing but what `before` tells."""
     rows = kept[seen.watched]
     places = kept.cumsum(0)[seen.watched][rows] - 1  # of those watched, among the examples that are kept
     return bundle.predictor(
         Evidence(
             mean[kept], index[kept], ways, seen.pairs, seed, places,
             look=lambda coefficients: seen.look(coefficients)[rows], pooled=lambda: seen.pooled[rows],
-            names=lambda: seen.names,
+            names=lambda: seen.names, before=before,
         )
     )  # fmt: skip
 

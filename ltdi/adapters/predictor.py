@@ -42,6 +42,7 @@ class Evidence:
         look: features `[E, D]` under an adapter, by its coefficients; a forward pass, kept for the folds.
         pooled: the mean over tokens of the plain base's last hidden states, `[E, hidden size]`; a forward pass, kept too.
         names: the same of the classes' names, `[N, hidden size]`, in canonical order.
+        before: for a fold, the prediction for the whole support: to look at other adapters than it did takes other passes.
     """
 
     features: Tensor
@@ -53,6 +54,7 @@ class Evidence:
     look: Callable[[Tensor], Tensor]
     pooled: Callable[[], Tensor]
     names: Callable[[], Tensor]
+    before: Prediction | None = None
 
 
 @dataclass(frozen=True)
