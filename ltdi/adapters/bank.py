@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TINY = 1e-6
+from ltdi.adapters.support_heads import TINY, left_out
+
 LIKENESS = 0.3  # what the likeness of texts adds to a candidate's score
 NAMED = 0.5  # what like names of classes add to it
 STRANGE = 0.4  # below it names of classes are not alike: two lists of unrelated words reach it
@@ -200,52 +201,6 @@ def candidates(bank: Bank, score: Tensor, allowed: Tensor, count: int) -> Tensor
     told[-1] = -10.0
     best = told.topk(min(count, int(allowed[:-1].sum()))).indices
     return torch.cat([best, torch.tensor([len(told) - 1])])
-
-
-@dataclass(frozen=True)
-class NearestMeans:
-    """Nearest class mean in a metric stretched along the classifiers of related tasks: I + gamma sum_r w_r d_r d_r'.
-
-    With no direction it is the plain nearest mean.
-
-    Args:
-        gamma: how much it is stretched.
-        scale: of the logits, for features of mean length 1.
-    """
-
-    gamma: Tensor
-    scale: Tensor
-
-    def __call__(self, features: Tensor, labels: Tensor, ways: int, rows: Tensor, weights: Tensor) -> Tensor:
-        """The classifier `[N, D + 1]` from features `[M, D]`, labels `[M]`, directions `[R, D]` and their weights `[R]`."""
-        centre = features.mean(0)
-        length = (features - centre).norm(dim=1).mean().clamp_min(TINY)
-        y = F.one_hot(labels, ways).to(features)
-        means = y.T @ ((features - centre) / length) / y.sum(0)[:, None]
-        weight = means + (means @ rows.T * (self.gamma * weights)) @ rows
-        bias = -(weight * means).sum(1) / 2
-        weight = weight * (self.scale / length)
-        return torch.cat([weight, (bias * self.scale - weight @ centre).unsqueeze(1)], dim=1)
-
-
-def left_out(features: Tensor, labels: Tensor, ways: int, rows: Tensor, strength: float, gamma: float) -> tuple[float, float]:
-    """Leave-one-out accuracy and mean squared error of ridge regression, in closed form.
-
-    Its penalty w' w is lighter along directions: w' (I + gamma sum_r d_r d_r')^-1 w.
-
-    Args:
-        features: `[M, D]`.
-        rows: `[R, D]`, directions with the weight one; none for plain ridge regression.
-    """
-    z = features - features.mean(0)
-    z = z / z.norm(dim=1).mean().clamp_min(TINY)
-    y = F.one_hot(labels, ways).to(z)
-    y = y - y.mean(0)
-    gram = z @ z.T + gamma * (z @ rows.T) @ (z @ rows.T).T
-    hat = torch.linalg.solve(gram + strength * torch.eye(len(z)), gram)
-    leverage = (hat.diagonal() + 1 / len(z)).clamp_max(0.999)
-    predicted = y - (y - hat @ y) / (1 - leverage)[:, None]
-    return float((predicted.argmax(1) == labels).float().mean()), float((predicted - y).square().mean())
 
 
 def evidence(bank: Bank, chosen: Tensor, features: Tensor, known: Retrieval, labels: Tensor, ways: int) -> Tensor:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ltdi.adapters.bank import Bank, NearestMeans, candidates, evidence, retrieval, watched
+from ltdi.adapters.bank import Bank, candidates, evidence, retrieval, watched
+from ltdi.adapters.support_heads import NearestMeans, fitted
 from ltdi.bodies.adapted import AdaptedBert, Tokens, mean_pooled
 from ltdi.denoisers.adapter_tokens import AdapterCondition, AdapterTokens
 from ltdi.sampler import sample
@@ -40,14 +41,14 @@ class AdapterGenerator(nn.Module):
 
     @property
     def head(self) -> NearestMeans:
-        """The classifier's closed form."""
+        """The classifier's closed form while weights are learned."""
         return NearestMeans(*self.log_head.exp())
 
     def classifier(self, features: Tensor, labels: Tensor, ways: int, bank: Bank, chosen: Tensor, weights: Tensor) -> Tensor:
         """`[N, D + 1]` under an adapter that weighs the candidates `[C]` by `[C]`."""
         by_task = torch.zeros(len(bank.pairs)).scatter(0, chosen, weights)
         used = (by_task[bank.owner] > 0.01).nonzero().flatten()
-        return self.head(features, labels, ways, bank.own[used], by_task[bank.owner[used]])
+        return fitted(features, labels, ways, bank.own[used], by_task[bank.owner[used]] * self.log_head[0].exp())
 
     def condition(
         self, encoder: AdaptedBert, bank: Bank, support: Tokens, labels: Tensor, ways: int, names: Tensor | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from ltdi.adapters.banked import banked_bundle
 from ltdi.adapters.maker import AdapterConfig, AdapterMaker, load_maker, save_maker
 from ltdi.bodies.adapted import AdaptedBert
 from ltdi.bodies.sentence import weights_digest
-from ltdi.files import read_safetensors, write_json
+from ltdi.files import read_safetensors, write_bytes, write_json
 from training.adapters.banks import (
     bank_of,
     banked,
@@ -28,8 +29,9 @@ from training.adapters.banks import (
     write_names,
     write_topics,
 )
+from training.adapters.card import card_of
 from training.adapters.encoded import MOST_TOKENS, SCALE, EncodedTask, encoded_tasks, found_folder, load_encoder
-from training.adapters.evaluate import SEEDS, baselines, generated, kept, picked
+from training.adapters.evaluate import SEEDS, baselines, generated, kept, pick, picked
 from training.adapters.fit import FitConfig
 from training.adapters.generators import multitasks, new_generator, read_episodes, read_generator, write_generator
 from training.adapters.learn import LearnConfig, learn
@@ -55,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--model", default=MODEL)
     options.add_argument("--out", type=Path, default=Path("runs/adapters"))
     options.add_argument("--results", type=Path, default=Path("results/adapters.json"))
+    options.add_argument("--bundle", type=Path, default=Path("bundles/minilm-lora"), help="where `bundle` puts it")
     options.add_argument("--fold", type=int, default=None, help="the fold left out; -1 leaves none out")
     options.add_argument("--seeds", type=int, default=3, help="support sets of each task that `picked` tries")
     options.add_argument("--tasks", nargs="*", help="that `evaluate` measures")
@@ -142,7 +145,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
         say(f"{name}: " + ", ".join(f"{title} {best_of(rows):.1f}" for title, rows in found.items()))
         adapters = final(stored_of(args.out, held))
         for seed in SEEDS[: args.seeds]:
-            found = kept(folder / f"{name}.picked{seed}.json", picked, encoder, task, stored, adapters, seed)
+            chosen = kept(folder / f"{name}.pick{seed}.json", pick, encoder, task, stored, adapters, seed)["chosen"]
+            found = kept(folder / f"{name}.picked{seed}.json", picked, encoder, task, stored, adapters, chosen, seed)
             say(f"{name}: picked {best_of([found['picked']]):.1f} {found['chosen']}")
 
 
@@ -164,9 +168,14 @@ def run_export(args: argparse.Namespace) -> None:
 
 
 def run_bundle(args: argparse.Namespace) -> None:
-    """What `export` wrote as a bundle that the service takes, `served` under `--out`."""
-    bundle = banked_bundle(load_maker(args.out / "bundle"), "minilm-lora", f"sentence-transformers/{args.model}")
-    say(f"bundle {args.out / 'served'}, digest {bundle.save(args.out / 'served')}")
+    """What `export` wrote as a bundle that the service takes, with the card of the `table` in `--results`."""
+    maker, base = load_maker(args.out / "bundle"), f"sentence-transformers/{args.model}"
+    digest = banked_bundle(maker, args.bundle.name, base).save(args.bundle)
+    table = json.loads(args.results.read_text(encoding="utf-8"))
+    card = card_of(args.bundle.name, digest, base, len(maker.config.tasks), table)
+    write_json(args.bundle / "card.json", card)
+    write_bytes(args.bundle / "card.md", (card["text"] + "\n").encode())
+    say(f"bundle {args.bundle}, digest {digest}")
 
 
 def run_table(args: argparse.Namespace) -> None:

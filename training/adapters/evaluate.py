@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltdi.adapters.bank import Bank, left_out
+from ltdi.adapters.bank import Bank
 from ltdi.adapters.generator import AdapterGenerator
+from ltdi.adapters.support_heads import left_out
 from ltdi.bodies.adapted import AdaptedBert
 from ltdi.files import write_json
 from training.adapters.encoded import EncodedTask, Part, hidden_features
@@ -51,17 +52,28 @@ def baselines(encoder: AdaptedBert, task: EncodedTask, multitask: Tensor, mean: 
     }
 
 
-def picked(encoder: AdaptedBert, task: EncodedTask, names: Sequence[str], adapters: Tensor, seed: int) -> dict:
+def pick(encoder: AdaptedBert, task: EncodedTask, names: Sequence[str], adapters: Tensor, seed: int) -> dict:
     """The training adapter with the best leave-one-out accuracy on a seed's support, ties by squared error."""
     part, said = support_of(task, seed), []
     for lora_b in adapters:
         features = hidden_features(encoder, part.tokens, lora_b)["pooler"]
         right, error = left_out(features, part.labels, task.ways, features[:0], 1.0, 0.0)
         said.append((right, -error))
-    best = max(range(len(said)), key=lambda i: said[i])
-    support = hidden_features(encoder, part.tokens, adapters[best])["pooler"]
-    test = hidden_features(encoder, tested(task).tokens, adapters[best])["pooler"]
-    return {"picked": head_accuracies(support, part.labels, task.ways, test, tested(task).labels), "chosen": names[best]}
+    return {"chosen": names[max(range(len(said)), key=lambda i: said[i])]}
+
+
+def closed_forms(encoder: AdaptedBert, task: EncodedTask, lora_b: Tensor, seed: int) -> dict:
+    """Accuracies of the closed forms on a seed's support under an adapter."""
+    part, test = support_of(task, seed), tested(task)
+    features = [hidden_features(encoder, one.tokens, lora_b)["pooler"] for one in (part, test)]
+    return head_accuracies(features[0], part.labels, task.ways, features[1], test.labels)
+
+
+def picked(
+    encoder: AdaptedBert, task: EncodedTask, names: Sequence[str], adapters: Tensor, chosen: str, seed: int
+) -> dict:
+    """What the adapter that was picked has."""
+    return {"picked": closed_forms(encoder, task, adapters[list(names).index(chosen)], seed), "chosen": chosen}
 
 
 def generated(
@@ -104,8 +116,7 @@ def _controls(
     shuffled = generator.generate(encoder, bank, wrong.tokens, wrong.labels, other.ways, seed).lora_b
     said = {}
     for title, lora_b in (("retrieved", bank.adapters(chosen[:1])[0]), ("condition of another task", shuffled)):
-        test, support = (hidden_features(encoder, one.tokens, lora_b)["pooler"] for one in (tested(task), part))
-        said[title] = head_accuracies(support, part.labels, task.ways, test, tested(task).labels)
+        said[title] = closed_forms(encoder, task, lora_b, seed)
     return said
 
 

@@ -8,11 +8,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ltdi.adapters.support_heads import fitted
 from ltdi.baselines import class_means, logistic_regression, logits, ridge
 
 Head = Callable[[Tensor], Tensor]
+
+
+def means_and_ridge(support: Tensor) -> Tensor:
+    """The head of generated adapters without directions of related tasks, from `[1, N, K, D]`: `[1, N, D + 1]`."""
+    _, ways, shots, size = support.shape
+    nothing = support.new_zeros(0, size)
+    labels = torch.arange(ways).repeat_interleave(shots)
+    return fitted(support[0].flatten(0, 1), labels, ways, nothing, nothing[:, 0]).unsqueeze(0)
+
+
 HEADS: dict[str, Head] = {
     "class means": class_means,
+    "means and ridge": means_and_ridge,
     "ridge 0.3": lambda support: ridge(support, 0.3),
     "ridge 1": lambda support: ridge(support, 1.0),
     "ridge 3": lambda support: ridge(support, 3.0),

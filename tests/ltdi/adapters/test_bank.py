@@ -7,12 +7,10 @@ from torch.nn import functional as F
 
 from ltdi.adapters.bank import (
     Bank,
-    NearestMeans,
     Retrieval,
     called,
     candidates,
     evidence,
-    left_out,
     likeness,
     make_bank,
     retrieve,
@@ -20,6 +18,7 @@ from ltdi.adapters.bank import (
     watched,
 )
 from ltdi.adapters.generator import AdapterGenerator, pooled_each
+from ltdi.adapters.support_heads import NearestMeans, fitted, least_entropy, left_out, left_out_means, stretched
 from ltdi.baselines import class_means, logits
 from ltdi.denoisers.adapter_tokens import FIRST, AdapterCondition, AdapterTokens, AdapterTokensConfig
 from ltdi.sampler import sample
@@ -171,6 +170,42 @@ def test_leave_one_out_in_closed_form_is_leave_one_out() -> None:
     answers = torch.stack(answers)
     assert right == float((answers.argmax(1) == TWO).float().mean())
     assert abs(error - float((answers - y).square().mean())) < 1e-4
+
+
+def test_nearest_means_without_an_example_are_the_means_of_the_rest() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    z, rows = draw(6, 16, seed=5), F.normalize(draw(2, 16, seed=8), dim=1)
+    both = stretched(z, rows, torch.tensor([2.0, 0.5]))
+    found = left_out_means(both, labels, 3)
+    metric = torch.eye(16) + 2.0 * torch.outer(rows[0], rows[0]) + 0.5 * torch.outer(rows[1], rows[1])
+    for i in range(6):
+        for c in range(3):
+            members = [j for j in range(6) if labels[j] == c and (j != i or c == 2)]
+            mean = z[members].mean(0)
+            assert torch.allclose(found[i, c], z[i] @ metric @ mean - mean @ metric @ mean / 2, atol=1e-4)
+
+
+def test_ridge_regression_counts_where_left_out_answers_say_so() -> None:
+    labels = torch.arange(2).repeat_interleave(40)
+    features = 0.3 * draw(80, 8, seed=5)
+    features[:, 0] = 6 * draw(80, seed=4)  # a direction that the means take for a difference
+    features[:, 1] = labels * 2.0 - 1
+    made = fitted(features, labels, 2, features[:0], features[:0, 0])
+    assert float(((features @ made[:, :-1].T + made[:, -1]).argmax(1) == labels).float().mean()) > 0.95
+    good, bad = 4 * F.one_hot(labels, 2).float(), draw(80, 2, seed=6)
+    assert least_entropy(good, bad, labels)[0] == 0.0
+    assert least_entropy(bad, good, labels)[0] == 1.0
+    assert least_entropy(bad, bad, labels)[1] < 1
+
+
+def test_logits_are_tempered_by_left_out_answers() -> None:
+    labels = torch.arange(2).repeat_interleave(30)
+    spread = []
+    for distance in (0.2, 3.0):
+        features = draw(60, 16, seed=7) + distance * labels[:, None]
+        made = fitted(features, labels, 2, features[:0], features[:0, 0])
+        spread.append(float((features @ made[:, :-1].T + made[:, -1]).softmax(1).amax(1).mean()))
+    assert spread[0] < 0.9 < spread[1]
 
 
 def test_evidence_of_the_default_is_nothing_gained() -> None:
