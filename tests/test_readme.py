@@ -87,5 +87,5 @@ def test_an_adapter_is_made_and_loaded_by_peft_as_shown(tmp_path: Path, monkeypa
     make_adapter_bundle(BaseModel(str(tmp_path / "toy-lora" / "base"), 16), "base").save(tmp_path / "toy-lora")
     monkeypatch.chdir(tmp_path)
     names = {"texts": TEXTS, "labels": LABELS}
-    exec(block("PeftModel").replace('"the-base"', '"toy-lora/base"'), names)
+    exec(block("PeftModel").replace('"the-base"', '"toy-lora/base"').replace('"minilm-lora"', '"toy-lora"'), names)
     assert names["model"].active_adapter == "default" and names["adapter"].base_model_name_or_path == "org/the-base"

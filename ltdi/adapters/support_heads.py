@@ -16,6 +16,7 @@ TINY = 1e-6
 STRENGTH = 0.3  # of ridge regression
 RIDGE_SCALE = 0.4  # its logits have about the size of the means' then
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of ridge regression
+DOUBT = 2.0  # by how many nats over all left-out answers ridge regression alone must be ahead
 SCALES = torch.logspace(-0.5, 1.75, 19)  # of logits: 0.3 to 56
 
 
@@ -79,8 +80,8 @@ def _means(both: tuple[Tensor, Tensor], labels: Tensor, ways: int) -> tuple[Tens
 def fitted(features: Tensor, labels: Tensor, ways: int, rows: Tensor, weights: Tensor) -> Tensor:
     """Nearest means and ridge regression on the support, mixed and tempered: `[N, D + 1]`.
 
-    The share of each and the scale of the logits are those of the least cross entropy of the left-out answers: ridge regression
-    counts where there are many examples and several classes.
+    The share of each and the scale of the logits are those of the least cross entropy of the left-out answers, ridge regression
+    at a handicap: it counts where there are many examples and several classes.
 
     Args:
         features: `[M, D]`.
@@ -102,12 +103,19 @@ def _ridge(both: tuple[Tensor, Tensor], labels: Tensor, ways: int) -> tuple[Tens
 
 
 def least_entropy(means: Tensor, ridge: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The share of `ridge` beside `means`, logits `[M, N]`, and the scale of both that give the least cross entropy."""
+    """The share of `ridge` beside `means`, logits `[M, N]`, and the scale of both that give the least cross entropy.
+
+    `DOUBT` is added to that of `ridge`. The scale is that of one more answer that were wrong, so that a support whose examples
+    are all told apart does not make logits certain.
+    """
     losses = torch.stack([
-        F.cross_entropy(((1 - share) * means + share * ridge) * scale, labels) for share in SHARES for scale in SCALES
+        F.cross_entropy(((1 - share) * means + share * ridge) * scale, labels) + share * DOUBT / len(labels)
+        for share in SHARES for scale in SCALES
     ])  # fmt: skip
-    best = int(losses.argmin())
-    return SHARES[best // len(SCALES)], float(SCALES[best % len(SCALES)])
+    share = SHARES[int(losses.argmin()) // len(SCALES)]
+    mixed, wrong = (1 - share) * means + share * ridge, 1 / (len(labels) + 1)
+    smooth = torch.stack([F.cross_entropy(mixed * scale, labels, label_smoothing=wrong) for scale in SCALES])
+    return share, float(SCALES[smooth.argmin()])
 
 
 def left_out_means(both: tuple[Tensor, Tensor], labels: Tensor, ways: int) -> Tensor:
