@@ -21,7 +21,7 @@ MANY_ROWS = 1000
 RATE_TASKS = ("stackoverflow-cms", "clinc-cards-banking", "scicite-method")
 RATE_ROWS = 100  # held-out rows that a rate is judged on
 RATES: dict[str, tuple[float, ...]] = {
-    "full": (1e-4, 3e-4, 1e-3),
+    "full": (3e-5, 1e-4, 3e-4, 1e-3),
     "lora": (1e-3, 3e-3, 1e-2),
     "adalora": (1e-2, 3e-2, 1e-1),
     "fourierft": (1e-2, 3e-2, 1e-1),
