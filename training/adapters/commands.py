@@ -180,15 +180,18 @@ def run_table(args: argparse.Namespace) -> None:
 
 
 def run_tune_rates(args: argparse.Namespace) -> None:
-    """The learning rate of each way of tuning, on tasks that no table shows, into `adapters-tuning-rates.json` beside `--results`."""
-    tasks = encoded_tasks(args.data, args.model, args.out / "tokens", RATE_TASKS)
-    write_json(rates_file(args), try_rates(found_folder(args.model), tasks, args.out, say))
+    """The learning rate of each way of tuning, on tasks that are not tuned, into `adapters-tuning-rates.json` beside `--results`."""
+    found = {}
+    for rows, names in RATE_TASKS.items():
+        tasks = encoded_tasks(args.data, args.model, args.out / "tokens", names)
+        found[rows] = try_rates(found_folder(args.model), tasks, rows, args.out, say)
+    write_json(rates_file(args), found)
 
 
 def run_tune(args: argparse.Namespace) -> None:
     """Tuning by gradient descent at those rates; runs that exist are kept."""
     tasks = encoded_tasks(args.data, args.model, args.out / "tokens", args.tasks or TUNED)
-    rates = chosen_rates(rates_file(args))
+    rates = chosen_rates(rates_file(args), args.rows)
     tune_all(found_folder(args.model), tasks, args.rows, range(args.seeds), rates, args.out, say)
 
 

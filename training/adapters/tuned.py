@@ -18,13 +18,22 @@ FEW, MANY = "few", "many"
 STEPS = {FEW: 60, MANY: 190}
 MANY_ROWS = 1000
 
-RATE_TASKS = ("stackoverflow-cms", "clinc-cards-banking", "scicite-method")
+RATE_TASKS = {FEW: ("stackoverflow-cms", "clinc-cards-banking", "scicite-method"), MANY: ("cola-order",)}
+RATE_STEPS = {FEW: 60, MANY: 95}
 RATE_ROWS = 100  # held-out rows that a rate is judged on
-RATES: dict[str, tuple[float, ...]] = {
-    "full": (3e-5, 1e-4, 3e-4, 1e-3),
-    "lora": (1e-3, 3e-3, 1e-2),
-    "adalora": (1e-2, 3e-2, 1e-1),
-    "fourierft": (1e-2, 3e-2, 1e-1),
+RATES: dict[str, dict[str, tuple[float, ...]]] = {
+    FEW: {
+        "full": (3e-5, 1e-4, 3e-4, 1e-3),
+        "lora": (1e-3, 3e-3, 1e-2),
+        "adalora": (1e-2, 3e-2, 1e-1),
+        "fourierft": (1e-2, 3e-2, 1e-1),
+    },
+    MANY: {
+        "full": (3e-5, 1e-4, 3e-4),
+        "lora": (3e-3, 1e-2),
+        "adalora": (1e-2, 1e-1),
+        "fourierft": (1e-2, 1e-1),
+    },
 }
 
 
@@ -56,28 +65,28 @@ def tune_all(
                     say(f"{task.name} {rows} {seed} {method}: " + curve_line(said["curve"]))
 
 
-def try_rates(folder: Path, tasks: Sequence[EncodedTask], out: Path, say: Callable) -> dict:
-    """Each rate of each method on the support set 0 of each task, judged by held-out rows of `train`; the best rate by the mean."""
+def try_rates(folder: Path, tasks: Sequence[EncodedTask], rows: str, out: Path, say: Callable) -> dict:
+    """Each rate of each method on draw 0 of each task, judged by held-out rows of `train`; the best rate by the mean."""
     found: dict[str, dict] = {}
-    for method, rates in RATES.items():
-        own = {f"{rate:g}": [_tried(folder, task, method, rate, out) for task in tasks] for rate in rates}
+    for method, rates in RATES[rows].items():
+        own = {f"{rate:g}": [_tried(folder, task, method, rows, rate, out) for task in tasks] for rate in rates}
         means = {rate: sum(values) / len(values) for rate, values in own.items()}
         best = max(means, key=means.__getitem__)
         found[method] = {"rate": float(best), "tried": own}
-        say(f"{method}: {best} of " + ", ".join(f"{rate}: {mean:.1f} {own[rate]}" for rate, mean in means.items()))
-    return {"tasks": [task.name for task in tasks], "rows": FEW, "steps": STEPS[FEW], "methods": found}
+        say(f"{rows} {method}: {best} of " + ", ".join(f"{rate}: {mean:.1f} {own[rate]}" for rate, mean in means.items()))
+    return {"tasks": [task.name for task in tasks], "steps": RATE_STEPS[rows], "methods": found}
 
 
-def _tried(folder: Path, task: EncodedTask, method: str, rate: float, out: Path) -> float:
+def _tried(folder: Path, task: EncodedTask, method: str, rows: str, rate: float, out: Path) -> float:
     held = task.held.take(torch.arange(min(RATE_ROWS, len(task.held))))
-    config = TuneConfig(method, STEPS[FEW], rate)
-    path = out / "tuning" / "rates" / f"{task.name}.{method}.{rate:g}.json"
-    return kept(path, tune, folder, task.ways, support_of(task, 0), held, config)["curve"][-1]["accuracy"]
+    config = TuneConfig(method, RATE_STEPS[rows], rate)
+    path = out / "tuning" / "rates" / f"{task.name}.{method}.{rows}.{rate:g}.json"
+    return kept(path, tune, folder, task.ways, rows_of(task, rows, 0), held, config)["curve"][-1]["accuracy"]
 
 
-def chosen_rates(path: Path) -> dict[str, float]:
+def chosen_rates(path: Path, rows: str) -> dict[str, float]:
     """The rate of each method, as `try_rates` found it."""
-    said = json.loads(path.read_text(encoding="utf-8"))
+    said = json.loads(path.read_text(encoding="utf-8"))[rows]
     return {method: own["rate"] for method, own in said["methods"].items()}
 
 

@@ -47,10 +47,11 @@ def after(curve: Curve, seconds: float) -> float:
 
 def make_tuning_table(out: Path, rates: Path, targets: Mapping[str, float]) -> dict:
     """By rows and method: each task's accuracy at the end and after `MARKS`, core seconds, and when the target was reached."""
-    table: dict = {"rates": chosen_rates(rates), "steps": STEPS, "target": TARGET, "targets": dict(targets)}
+    table: dict = {"rates": {}, "steps": STEPS, "target": TARGET, "targets": dict(targets)}
     for rows in STEPS:
         runs = read_runs(out, rows)
         if runs:
+            table["rates"][rows] = chosen_rates(rates, rows)
             table[rows] = {method: {task: _row(own[method], targets.get(task)) for task, own in runs.items()} for method in METHODS}
             for own in table[rows].values():
                 own["mean"] = _over_tasks(list(own.values()))
@@ -112,7 +113,7 @@ def _times(table: dict, rows: str) -> list[str]:
         early = " | ".join(f"{value:.1f}" for value in mean["after"].values())
         until = "" if hits["core_seconds"] is None else f"{hits['core_seconds']:.1f}"
         out.append(
-            f"| {method} | {table['rates'][method]:g} | {early} | {mean['accuracy']:.1f} | {mean['core_seconds']:.1f} "
+            f"| {method} | {table['rates'][rows][method]:g} | {early} | {mean['accuracy']:.1f} | {mean['core_seconds']:.1f} "
             f"| {hits['runs']} of {hits['of']} | {until} |"
         )
     return out
