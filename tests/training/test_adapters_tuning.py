@@ -182,8 +182,10 @@ def test_the_table_takes_draws_that_all_methods_have(tmp_path: Path) -> None:
     assert full["mean"]["accuracy"] == 70.5
     assert full["mean"]["reached"] == {"runs": 1, "of": 2, "core_seconds": 17.0}
     assert lora["mean"]["accuracy"] == 71.5
+    assert lora["mean"]["accuracy_beside_target"] == 72.0
     lines = tuning_lines(table)
     assert lines[2] == "| sst2 | 2 | 73.5 | 71.0 | 72.0 | 73.0 | 74.0 |"
+    assert lines[5] == "| mean of tasks that have the target | | 73.5 | 71.0 | 72.0 | 73.0 | 74.0 |"
     assert lines[-4] == "| full | 0.001 | 50.5 | 64.5 | 70.5 | 70.5 | 33.0 | 1 of 2 | 17.0 |"
     assert MANY not in table
 

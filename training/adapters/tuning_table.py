@@ -72,9 +72,11 @@ def _row(runs: Sequence[dict], target: float | None) -> dict:
 
 def _over_tasks(rows: Sequence[dict]) -> dict:
     times = [seconds for row in rows for seconds in row.get("reached", [])]
+    beside = [row["accuracy"] for row in rows if "reached" in row]
     hits = [seconds for seconds in times if seconds is not None]
     return {
         "accuracy": _mean([row["accuracy"] for row in rows]),
+        "accuracy_beside_target": _mean(beside) if beside else None,
         "core_seconds": _mean([row["core_seconds"] for row in rows]),
         "after": {mark: _mean([row["after"][mark] for row in rows]) for mark in rows[0]["after"]},
         "reached": {"runs": len(hits), "of": len(times), "core_seconds": _mean(hits) if hits else None},
@@ -101,6 +103,10 @@ def _accuracies(table: dict, rows: str) -> list[str]:
         values = " | ".join(f"{own[method][task]['accuracy']:.1f}" for method in own)
         draws = "" if task == "mean" else len(own["full"][task]["draws"])
         out.append(f"| {task} | {draws} | {targets.get(task, '')} | {values} |")
+    known = [targets[task] for task in own["full"] if task in targets]
+    if known:
+        values = " | ".join(f"{row['mean']['accuracy_beside_target']:.1f}" for row in own.values())
+        out.append(f"| mean of tasks that have the target | | {_mean(known):.1f} | {values} |")
     return out
 
 
