@@ -40,6 +40,8 @@ from training.adapters.start import StartConfig, learn_start, save_start
 from training.adapters.store import final, prepare
 from training.adapters.table import lines, make_table, read_results
 from training.adapters.tasks import FOLDS, MEASURED
+from training.adapters.tuned import FEW, RATE_TASKS, STEPS, TUNED, chosen_rates, try_rates, tune_all
+from training.adapters.tuning_table import make_tuning_table, read_targets, tuning_lines
 
 MODEL = "all-MiniLM-L6-v2"
 
@@ -60,7 +62,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--bundle", type=Path, default=Path("bundles/minilm-lora"), help="where `bundle` puts it")
     options.add_argument("--fold", type=int, default=None, help="the fold left out; -1 leaves none out")
     options.add_argument("--seeds", type=int, default=3, help="support sets of each task that `picked` tries")
-    options.add_argument("--tasks", nargs="*", help="that `evaluate` measures")
+    options.add_argument("--tasks", nargs="*", help="that `evaluate` and `tune` measure")
+    options.add_argument("--rows", choices=sorted(STEPS), default=FEW, help="16 examples a class, or 1 000 rows, for `tune`")
     options.add_argument("--threads", type=int, default=1)
     return options
 
@@ -189,6 +192,35 @@ def run_table(args: argparse.Namespace) -> None:
             say(f"{own} less {title}: {difference}")
 
 
+def run_tune_rates(args: argparse.Namespace) -> None:
+    """The learning rate of each way of tuning, on tasks that are not tuned, into `adapters-tuning-rates.json` beside `--results`."""
+    found = {}
+    for rows, names in RATE_TASKS.items():
+        tasks = encoded_tasks(args.data, args.model, args.out / "tokens", names)
+        found[rows] = try_rates(found_folder(args.model), tasks, rows, args.out, say)
+    write_json(rates_file(args), found)
+
+
+def run_tune(args: argparse.Namespace) -> None:
+    """Tuning by gradient descent at those rates; runs that exist are kept."""
+    tasks = encoded_tasks(args.data, args.model, args.out / "tokens", args.tasks or TUNED)
+    rates = chosen_rates(rates_file(args), args.rows)
+    tune_all(found_folder(args.model), tasks, args.rows, range(args.seeds), rates, args.out, say)
+
+
+def run_tune_table(args: argparse.Namespace) -> None:
+    """The table of tuning, beside the generated adapters of `--results`, into `adapters-tuning.json` beside it."""
+    table = make_tuning_table(args.out, rates_file(args), read_targets(args.results))
+    write_json(args.results.parent / "adapters-tuning.json", table)
+    for line in tuning_lines(table):
+        say(line)
+
+
+def rates_file(args: argparse.Namespace) -> Path:
+    """Where the rates lie."""
+    return args.results.parent / "adapters-tuning-rates.json"
+
+
 def measured(tasks: Sequence[EncodedTask], fold: int) -> list[EncodedTask]:
     """The tasks of a fold that the table shows."""
     return [task for task in tasks if task.fold == fold and task.name in MEASURED]
@@ -226,6 +258,9 @@ STAGES = {
     "export": run_export,
     "bundle": run_bundle,
     "table": run_table,
+    "tune-rates": run_tune_rates,
+    "tune": run_tune,
+    "tune-table": run_tune_table,
 }
 
 
