@@ -10,7 +10,7 @@ from training.adapters.tuned import STEPS, TUNED, chosen_rates, run_file
 from training.adapters.tuning import MARKS, METHODS
 
 Curve = Sequence[Mapping]  # points with `core_seconds` and `accuracy`, by time
-TARGET = "generated, closed form"
+TARGET = "generated"
 
 
 def read_runs(out: Path, rows: str) -> dict[str, dict[str, list[dict]]]:
