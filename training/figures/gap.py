@@ -34,6 +34,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "linear to 0.99, half visited": ({}, {"schedule": SCHEDULES["linear to 0.99"], "visited": 0.5}),
     "one start shared by all tasks": ({"start": "shared"}, {}),
     "few-shot targets": ({"target": "few_shot"}, {}),
+    "REPTILE": ({}, {"inner_steps": 5}),
     "the paper's U-Net": ({}, {"denoiser": UNET}),
 }
 

@@ -24,8 +24,10 @@ from training.checkpoint import load_checkpoint, save_checkpoint
 from training.figures.rows import Rows, RowsConfig
 from training.figures.tasks import Lab, LabConfig, Tasks
 from training.meta_train_paper import segment_losses
+from training.reptile import reptile_step
 
 ROLL_EVERY = 10
+INNER_LR = 0.001  # of both loops of REPTILE: the paper's 0.05 inside diverges (`DECISIONS.md`)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class ModelConfig:
         lr: falls to 0 as a cosine.
         ema: decay of the average of parameters that is measured.
         visited: share of training states that the sampler itself visited, rolled out every ten batches.
+        inner_steps: K; where it is not 0, REPTILE with Adam in both loops at 0.001, K batches an outer step, in place of plain Adam.
         snapshots: how often the generator is measured on the way, at the end, half of it, a quarter and so on.
         seed: of parameters, batches and noise.
     """
@@ -50,6 +53,7 @@ class ModelConfig:
     lr: float = 3e-3
     ema: float = 0.99
     visited: float = 0.0
+    inner_steps: int = 0
     snapshots: int = 7
     seed: int = 0
 
@@ -111,7 +115,8 @@ def noise_of(tasks: Tasks, seed: int) -> Tensor:
 
 def trained(config: ModelConfig, lab: Lab, folder: Path, part: str) -> Model:
     """The generator of a config, trained where that has not been done, measured on tasks of `part` on the way."""
-    whole = {"model": to_json(config), "lab": to_json(lab.config), "part": part}
+    own = {name: value for name, value in to_json(config).items() if value or name != "inner_steps"}
+    whole = {"model": own, "lab": to_json(lab.config), "part": part}
     path = folder / f"{digest(json.dumps(whole, sort_keys=True).encode())[:16]}.safetensors"
     if path.exists():
         tensors, state = load_checkpoint(path)
@@ -128,33 +133,60 @@ def train(config: ModelConfig, lab: Lab, part: str) -> Model:
     """Train by Eq. 2; the average of parameters is what comes out."""
     torch.manual_seed(config.seed)
     model = Model(config, lab.config)
-    learner = copy.deepcopy(model.denoiser).train()
-    optimizer = torch.optim.Adam(learner.parameters(), lr=config.lr)
-    feed = _Feed(config, lab, model.schedule)
-    seen: dict[str, list[float]] = {}
-    spent, stops = 0.0, {config.batches >> halved for halved in range(config.snapshots)}
-    for batch in range(config.batches):
+    run = _Run(config, lab, model)
+    stops, stride = {config.batches >> halved for halved in range(config.snapshots)}, config.inner_steps or 1
+    spent = 0.0
+    for batch in range(0, config.batches, stride):
         started = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * (1 + math.cos(math.pi * batch / config.batches)) / 2
-        state, condition = feed.next(learner)
-        predicted = learner(state.x, state.t, condition)
-        loss = trajectory_loss(model.schedule, state, predicted)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        update_average(model.denoiser, learner, config.ema, batch + 1)
+        run.advance(batch)
         spent += time.perf_counter() - started
-        found = {"loss": loss.item(), **segment_losses(model.schedule, state, predicted.detach())}
-        for name, value in found.items():
-            seen.setdefault(name, []).append(value)
-        if batch + 1 in stops:
+        if stops & set(range(batch + 1, batch + stride + 1)):
             made = model.generate(lab, lab.measured(part))
-            means = {name: sum(values) / len(values) for name, values in seen.items()}
             measured = {"error": float(made.error.mean()), "accuracy": float(made.accuracy.mean())}
-            model.curve.append({"batch": batch + 1, "seconds": round(spent, 3), **measured, **means})
-            seen = {}
+            model.curve.append({"batch": batch + stride, "seconds": round(spent, 3), **measured, **run.seen()})
     return model
+
+
+class _Run:
+    """The moving parts of a training."""
+
+    def __init__(self, config: ModelConfig, lab: Lab, model: Model) -> None:
+        self.config, self.model = config, model
+        self.learner = copy.deepcopy(model.denoiser).train()
+        self.inner = copy.deepcopy(self.learner)
+        self.optimizer = torch.optim.Adam(self.learner.parameters(), lr=config.lr)
+        self.feed = _Feed(config, lab, model.schedule)
+        self._seen: dict[str, list[float]] = {}
+
+    def advance(self, batch: int) -> None:
+        """One batch, or one outer step of REPTILE."""
+        highest = INNER_LR if self.config.inner_steps else self.config.lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = highest * (1 + math.cos(math.pi * batch / self.config.batches)) / 2
+        if self.config.inner_steps:
+            own = {"inner_steps": self.config.inner_steps, "inner_lr": INNER_LR}
+            reptile_step(self.learner, self.inner, self.optimizer, [self._loss], **own)
+        else:
+            loss = self._loss(self.learner)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        update_average(self.model.denoiser, self.learner, self.config.ema, batch // (self.config.inner_steps or 1) + 1)
+
+    def seen(self) -> dict[str, float]:
+        """Means of the loss and its parts since the last call."""
+        means = {name: sum(values) / len(values) for name, values in self._seen.items()}
+        self._seen = {}
+        return means
+
+    def _loss(self, denoiser: nn.Module) -> Tensor:
+        state, condition = self.feed.next(denoiser)
+        predicted = denoiser(state.x, state.t, condition)
+        loss = trajectory_loss(self.model.schedule, state, predicted)
+        found = {"loss": loss.item(), **segment_losses(self.model.schedule, state, predicted.detach())}
+        for name, value in found.items():
+            self._seen.setdefault(name, []).append(value)
+        return loss
 
 
 class _Feed:

@@ -187,10 +187,8 @@ class Lab:
         return Frame.of(rows @ basis), basis
 
     def _embedded(self, part: str) -> Tensor:
-        images: ClassImages = READERS[self.config.data](self._data, part, IMAGE_SIZE)
         views = self.config.views if part == "train" else 1
-        name = self._kept / f"{self.config.data}-{part}-{views}.safetensors"
-        return embed_views(self._body, images, replace(self.config.fit, views=views, seed=0), name)
+        return _embedded(self._body, self.config.data, self._data, part, views, self._kept)
 
     def _tasks(self, part: str, count: int, bank: Tensor, codec: Standardiser) -> Tasks:
         config, seed = self.config, self.config.seed * 10 + PART_SEEDS[part]
@@ -212,6 +210,13 @@ class Lab:
         start = codec.decode(torch.stack([_noise(config, g) for g in generators]))
         task = FitTask(start, torch.zeros_like(start), fitted, baselines.logits, generators)
         return Tasks(support, query, fitted[:, :, :, 0], fit(config.fit, task), classes)
+
+
+@functools.cache
+def _embedded(body: nn.Module, name: str, data: Path, part: str, views: int, kept: Path) -> Tensor:
+    """Features of each drawing of a part and its views, `[classes, drawings, V, F]`; all laboratories share them."""
+    images: ClassImages = READERS[name](data, part, IMAGE_SIZE)
+    return embed_views(body, images, PrepareConfig(views=views), kept / f"{name}-{part}-{views}.safetensors")
 
 
 def _noise(config: LabConfig, generator: torch.Generator) -> Tensor:
