@@ -25,6 +25,7 @@ KINDS = {"Lv-Di": 1, "Lt-Di": 3}
 SCHEDULES: dict[str, dict[str, Any]] = {
     "cosine": {}, "linear to 0.5": {"shape": "linear"}, "linear to 0.99": {"shape": "linear", "beta_last": 0.99},
 }  # fmt: skip
+DRAWS = 4
 UNET = UNetConfig(channels=(16, 32), stride=8, embedding=512)
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "as elsewhere on this page": ({}, {}),
@@ -34,6 +35,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "linear to 0.99, half visited": ({}, {"schedule": SCHEDULES["linear to 0.99"], "visited": 0.5}),
     "one start shared by all tasks": ({"start": "shared"}, {}),
     "few-shot targets": ({"target": "few_shot"}, {}),
+    "three times the budget": ({}, {"batches": 1800}),
     "REPTILE": ({}, {"inner_steps": 5}),
     "the paper's U-Net": ({}, {"denoiser": UNET}),
 }
@@ -52,26 +54,31 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 
 def by_step(lab: Lab, model: Model, part: str) -> dict[str, list[float]]:
-    """For t = T .. 1: noise in visited states over that in training states, and Eq. 2's error of the waypoint on both.
+    """For t = T .. 1: the noise left in visited states, and the error of the waypoint answered on training and visited states.
 
-    Noise is what x_t has beside the true waypoint, sqrt(mean square of x_t - sqrt(kept) x_k), over sqrt(1 - kept).
+    Noise is the standard deviation over four draws of x_T, in units of sqrt(1 - kept), what training states have.
     """
     tasks, schedule = lab.measured(part), model.schedule
     condition, trajectory = condition_of(tasks), lab.codec.encode(tasks.trajectory(schedule.segments)).flatten(2)
-    visited = [noise_of(tasks, 0)]
-    model.chain(condition, visited[0], lambda t, x: visited.append(x))
+    draws = torch.stack([_states(model, condition, noise_of(tasks, draw)) for draw in range(DRAWS)])
     chance = torch.Generator().manual_seed(0)
     found: dict[str, list[float]] = {"t": [], "noise": [], "trained": [], "visited": []}
     for place, t in enumerate(range(schedule.steps, 0, -1)):
         steps = torch.full((len(trajectory),), t)
         state = training_state(schedule, trajectory, steps, torch.randn(trajectory[:, 0].shape, generator=chance))
         kept = float(schedule.alpha_bar_from(int(schedule.start_of_step[t]), t))
-        noise = (visited[place] - kept**0.5 * state.waypoint).square().mean().sqrt() / (1 - kept) ** 0.5
         found["t"].append(t)
-        found["noise"].append(float(noise))
-        for name, x in (("trained", state.x), ("visited", visited[place])):
+        found["noise"].append(float((draws[:, place].var(0).mean() / (1 - kept)).sqrt()))
+        for name, x in (("trained", state.x), ("visited", draws[0, place])):
             found[name].append(_waypoint_error(model, x, t, condition, state.waypoint))
     return found
+
+
+def _states(model: Model, condition: Tensor, start: Tensor) -> Tensor:
+    """x_T .. x_0, `[T + 1, B, P]`."""
+    visited = [start]
+    model.chain(condition, start, lambda t, x: visited.append(x))
+    return torch.stack(visited)
 
 
 def _waypoint_error(model: Model, x: Tensor, t: int, condition: Tensor, waypoint: Tensor) -> float:
@@ -108,7 +115,8 @@ def draw(values: dict[str, Any], path: Path) -> None:
         axis.invert_xaxis()
         axis.set_xlabel("step t, from the start of the chain")
         axis.legend(fontsize=7)
-    noise.set_ylabel("distance to the waypoint, in units of the noise trained on")
+    noise.set_ylabel("noise left, in units of the noise trained on")
+    noise.set_yscale("log")
     error.set_ylabel("squared error of the waypoint answered")
     names = list(values["variants"])
     found = [row["error_difference"] for row in values["variants"].values()]
@@ -121,10 +129,10 @@ def draw(values: dict[str, Any], path: Path) -> None:
 
 def see(values: dict[str, Any]) -> list[str]:
     """What the page says."""
-    lines = ["| | noise left one step after the start | distance to the waypoint at t = 1 | error of the last answer on training states, visited |"]
-    lines.append("|---|---|---|---|")
+    lines = ["| | noise left one step after the start, at t = 1, of what was trained on | squared error of the last answer on training states, visited |"]
+    lines.append("|---|---|---|")
     for name, row in values["by_step"].items():
-        lines.append(f"| {name} | {row['noise'][1]:.2f} | {row['noise'][-1]:.2f} | {row['trained'][-1]:.3f}, {row['visited'][-1]:.3f} |")
+        lines.append(f"| {name} | {row['noise'][1]:.3f}, {row['noise'][-1]:.3f} | {row['trained'][-1]:.3f}, {row['visited'][-1]:.3f} |")
     lines += ["", "| variant | Lv-Di: error, accuracy | Lt-Di | error, Lt-Di minus Lv-Di |", "|---|---|---|---|"]
     for name, row in values["variants"].items():
         cells = " | ".join(f"{text(row[k]['error'])}, {text(row[k]['accuracy'], 2)}" for k in KINDS)
