@@ -25,7 +25,7 @@ KINDS = {"Lv-Di": 1, "Lt-Di": 3}
 SCHEDULES: dict[str, dict[str, Any]] = {
     "cosine": {}, "linear to 0.5": {"shape": "linear"}, "linear to 0.99": {"shape": "linear", "beta_last": 0.99},
 }  # fmt: skip
-DRAWS = 4
+DRAWS, CLOSED = 4, (1, 3, 9)
 UNET = UNetConfig(channels=(16, 32), stride=8, embedding=512)
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "as elsewhere on this page": ({}, {}),
@@ -50,7 +50,8 @@ def measure(setting: Setting) -> dict[str, Any]:
             steps[f"{name}, {schedule}"] = by_step(lab, setting.model(lab, 0, m, schedule=dict(own)), setting.part)
     closed = by_step(lab, setting.model(lab, 0, 3, visited=0.5), setting.part)
     variants = {name: _variant(setting, *changes) for name, changes in setting.some(list(VARIANTS.items()), 3)}
-    return {"by_step": steps | {"Lt-Di, cosine, half visited": closed}, "variants": variants}
+    closing = {str(m): _closing(setting, lab, m) for m in CLOSED}
+    return {"by_step": steps | {"Lt-Di, cosine, half visited": closed}, "variants": variants, "closing": closing}
 
 
 def by_step(lab: Lab, model: Model, part: str) -> dict[str, list[float]]:
@@ -97,6 +98,15 @@ def _variant(setting: Setting, of_lab: dict[str, Any], of_model: dict[str, Any])
     return row | {"error_difference": difference(row["Lt-Di"]["error"], row["Lv-Di"]["error"])}
 
 
+def _closing(setting: Setting, lab: Lab, segments: int) -> dict[str, Any]:
+    """Error without and with visited states among those trained on."""
+    found = {
+        str(share): interval([setting.model(lab, s, segments, visited=share).curve[-1]["error"] for s in setting.seeds[:3]])
+        for share in (0.0, 0.5)
+    }
+    return found | {"difference": difference(found["0.5"], found["0.0"])}
+
+
 def _copied(changes: dict[str, Any]) -> dict[str, Any]:
     return {name: dict(value) if isinstance(value, dict) else value for name, value in changes.items()}
 
@@ -133,6 +143,9 @@ def see(values: dict[str, Any]) -> list[str]:
     lines.append("|---|---|---|")
     for name, row in values["by_step"].items():
         lines.append(f"| {name} | {row['noise'][1]:.3f}, {row['noise'][-1]:.3f} | {row['trained'][-1]:.3f}, {row['visited'][-1]:.3f} |")
+    lines += ["", "| m | error | with half of the training states visited | difference |", "|---|---|---|---|"]
+    for m, row in values["closing"].items():
+        lines.append(f"| {m} | {text(row['0.0'], 4)} | {text(row['0.5'], 4)} | {text(row['difference'], 4, signed=True)} |")
     lines += ["", "| variant | Lv-Di: error, accuracy | Lt-Di | error, Lt-Di minus Lv-Di |", "|---|---|---|---|"]
     for name, row in values["variants"].items():
         cells = " | ".join(f"{text(row[k]['error'])}, {text(row[k]['accuracy'], 2)}" for k in KINDS)

@@ -137,9 +137,9 @@ def train(config: ModelConfig, lab: Lab, part: str) -> Model:
     stops, stride = {config.batches >> halved for halved in range(config.snapshots)}, config.inner_steps or 1
     spent = 0.0
     for batch in range(0, config.batches, stride):
-        started = time.perf_counter()
+        started = time.process_time()
         run.advance(batch)
-        spent += time.perf_counter() - started
+        spent += time.process_time() - started
         if stops & set(range(batch + 1, batch + stride + 1)):
             made = model.generate(lab, lab.measured(part))
             measured = {"error": float(made.error.mean()), "accuracy": float(made.accuracy.mean())}

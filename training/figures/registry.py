@@ -33,11 +33,11 @@ def figure(name: str) -> ModuleType:
 
 def make(name: str, setting: Setting, out: Path) -> dict[str, Any]:
     """Measure and draw one figure; `NAME.json` and `NAME.png` under `out`."""
-    module, started = figure(name), time.monotonic()
+    module, started = figure(name), time.process_time()
     values = module.measure(setting)
     result = {
         "figure": name, "title": module.TITLE, "commit": commit(), "seeds": list(setting.seeds), "part": setting.part,
-        "quick": setting.quick, "budget": setting.budget, "seconds": round(time.monotonic() - started, 1), "values": values,
+        "quick": setting.quick, "budget": setting.budget, "seconds": round(time.process_time() - started, 1), "values": values,
     }  # fmt: skip
     write_record(out, name, result)
     module.draw(values, out / f"{name}.png")
