@@ -33,7 +33,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     flat = {name: ((chain - optimum) @ plane).tolist() for name, chain in chains.items()}
     path = ((lab.codec.encode(tasks.path[:, SHOWN]).flatten(1) - optimum) @ plane).tolist()
     return {
-        "chains": flat, "descent": path, "landscape": _landscape(lab, tasks, plane, flat, optimum),
+        "chains": flat, "descent": path, "landscape": _landscape(lab, tasks, plane, [*flat.values(), [path]], optimum),
         "deviation": {name: _deviation(setting, lab, m) for name, m in KINDS.items()},
     }  # fmt: skip
 
@@ -51,8 +51,8 @@ def _plane(states: Tensor, optimum: Tensor) -> Tensor:
     return torch.linalg.svd(states - optimum, full_matrices=False).Vh[:2].T
 
 
-def _landscape(lab: Lab, tasks: Tasks, plane: Tensor, flat: dict[str, Any], optimum: Tensor) -> dict[str, Any]:
-    points = torch.tensor([point for chain in flat.values() for step in chain for point in step])
+def _landscape(lab: Lab, tasks: Tasks, plane: Tensor, drawn: list[Any], optimum: Tensor) -> dict[str, Any]:
+    points = torch.tensor([point for chain in drawn for step in chain for point in step])
     low, high = points.amin(0), points.amax(0)
     x, y = (torch.linspace(float(a - 0.1 * (b - a)), float(b + 0.1 * (b - a)), GRID) for a, b in zip(low, high, strict=True))
     at = torch.cartesian_prod(x, y)

@@ -13,7 +13,7 @@ from torch import nn
 from ltdi.bundle import load_bundle
 from ltdi.schedule import ScheduleConfig
 from training.figures.models import Model, ModelConfig, trained
-from training.figures.tasks import Lab, LabConfig
+from training.figures.tasks import Lab, LabConfig, laboratory
 
 BODY = "omniglot"
 QUICK_LAB = LabConfig(data="made", size=8, tasks=80, measured=30, steps=20)
@@ -40,7 +40,8 @@ class Setting:
 
     def lab(self, **changes: Any) -> Lab:
         """The laboratory with some of its settings changed; the same object at every call."""
-        return _lab(self, replace(QUICK_LAB if self.quick else LabConfig(), **changes))
+        config = replace(QUICK_LAB if self.quick else LabConfig(), **changes)
+        return laboratory(config, _body(), self.data, self.kept / "features")
 
     def model(self, lab: Lab, seed: int, segments: int = 1, steps: int = 20, **changes: Any) -> Model:
         """A generator of m = `segments` and T = `steps`, trained unless it is kept already."""
@@ -60,11 +61,6 @@ class Setting:
         """The budget that every generator has, for the record."""
         lab, model = (QUICK_LAB, QUICK_MODEL) if self.quick else (LabConfig(), ModelConfig())
         return {"lab": asdict(lab), "model": asdict(model), "body": BODY}
-
-
-@functools.cache
-def _lab(setting: Setting, config: LabConfig) -> Lab:
-    return Lab(config, _body(), setting.data, setting.kept / "features")
 
 
 @functools.cache

@@ -144,16 +144,21 @@ class Lab:
 
     def measured(self, part: str) -> Tasks:
         """Tasks of new classes, with the optimum that plain gradients reach from the drawings themselves."""
+        if self._plain is not self:
+            return self._plain.measured(part)
         if part not in self._measured:
-            plain = replace(self.config, sam_radius=0.0, views=1, noise=0.0)
-            self._measured[part] = Lab(plain, self._body, self._data, self._kept)._tasks(
-                part, self.config.measured, self.bank(part)[:, :, :1], self.codec
-            )
+            self._measured[part] = self._tasks(part, self.config.measured, self.bank(part), self.codec)
         return self._measured[part]
 
     @functools.cached_property
     def _measured(self) -> dict[str, Tasks]:
         return {}
+
+    @property
+    def _plain(self) -> Lab:
+        """The laboratory of the same tasks without SAM and augmentation."""
+        plain = replace(self.config, sam_radius=0.0, views=1, noise=0.0)
+        return self if plain == self.config else laboratory(plain, self._body, self._data, self._kept)
 
     def tasks(self, part: str, count: int) -> Tasks:
         """`count` tasks of a part, as the config fits them."""
@@ -165,11 +170,10 @@ class Lab:
 
         One codec for every m, so that mean squared errors are in one unit: 1 is the mean head's.
         """
-        plain = replace(self.config, sam_radius=0.0, views=1, noise=0.0)
+        if self._plain is not self:
+            return self._plain.codec
         nought = Standardiser(torch.zeros(self.config.size + 1), torch.zeros(self.config.size + 1))
-        lab = Lab(plain, self._body, self._data, self._kept)
-        found = lab._tasks("train", min(500, self.config.tasks), self.bank("train")[:, :, :1], nought)
-        return Standardiser.fit(found.optimum)
+        return Standardiser.fit(self._tasks("train", min(500, self.config.tasks), self.bank("train"), nought).optimum)
 
     def bank(self, part: str) -> Tensor:
         """Features of each drawing and its views in the laboratory's frame, `[classes, drawings, V, D]`."""
@@ -210,6 +214,12 @@ class Lab:
         start = codec.decode(torch.stack([_noise(config, g) for g in generators]))
         task = FitTask(start, torch.zeros_like(start), fitted, baselines.logits, generators)
         return Tasks(support, query, fitted[:, :, :, 0], fit(config.fit, task), classes)
+
+
+@functools.cache
+def laboratory(config: LabConfig, body: nn.Module, data: Path, kept: Path) -> Lab:
+    """The same laboratory at every call."""
+    return Lab(config, body, data, kept)
 
 
 @functools.cache
