@@ -61,7 +61,7 @@ def see(values: dict[str, Any]) -> list[str]:
         lines.append(f"| {m} | " + " | ".join(f"{text(c['error'])}, {text(c['accuracy'], 2)}" for c in cells) + " |")
     for name in next(iter(values.values()))["references"]:
         cells = [column["references"][name] for column in values.values()]
-        shown = [f"{'' if c['error'] is None else format(c['error'], '.3f')}, {c['accuracy']:.2f}" for c in cells]
+        shown = [f"{'none' if c['error'] is None else format(c['error'], '.3f')}, {c['accuracy']:.2f}" for c in cells]
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
     return lines
 
