@@ -37,8 +37,8 @@ def sign(found: Interval) -> int:
     return 0 if abs(found["mean"]) <= half else (1 if found["mean"] > 0 else -1)
 
 
-def text(found: Interval, digits: int = 3, signed: bool = False) -> str:
-    """`0.458 ± 0.002`."""
+def text(found: Interval, digits: int = 4, signed: bool = False) -> str:
+    """`0.4580 ± 0.0021`."""
     mean = f"{found['mean']:{'+' if signed else ''}.{digits}f}"
     return mean if found["half"] is None else f"{mean} ± {found['half']:.{digits}f}"
 
