@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from training.figures import plots
-from training.figures.record import HOLDS, NOT_HERE, Claim, interval, text
+from training.figures.record import CONDITION, HOLDS, NOT_HERE, Claim, interval, text
 from training.figures.setting import Setting
 from training.figures.tasks import LabConfig, Tasks, loss_of
 
+MOST_SEEDS = 3
 TITLE = "largest curvature with and without SAM, and Theorem 2's bound"
 PAPER = (
     "SAM lowers the largest eigenvalue of the Hessian, and with it the bound on the loss of generated heads: "
@@ -25,7 +26,7 @@ ITERATIONS, TASKS = 60, 100
 
 def measure(setting: Setting) -> dict[str, Any]:
     """Eigenvalues at heads prepared with each radius, and the bound by epoch; seeds are those of tasks."""
-    seeds = setting.seeds[:3]
+    seeds = setting.seeds[:MOST_SEEDS]
     sharpness = {
         target: {str(radius): _at_radius(setting, target, radius, seeds) for radius in setting.some(RADII)}
         for target in ("many_shot", "few_shot")
@@ -157,13 +158,14 @@ def claims(values: dict[str, Any]) -> list[Claim]:
     total, broken = values["bound"]["tasks"], max(row["violations"] for row in rows)
     least, seen = min(row["mended"] for row in rows), values["bound"]["constants"]["seen"]
     lowered = {t: (next(iter(r.values()))["largest"], list(r.values())[-1]["largest"]) for t, r in values["sharpness"].items()}
-    falls = all(last["mean"] + (last["half"] or 0) < first["mean"] for first, last in lowered.values())
+    falls = [last["mean"] + (last["half"] or 0) < first["mean"] for first, last in lowered.values()]
+    verdict = HOLDS if all(falls) else (CONDITION if any(falls) else NOT_HERE)
     how = "; ".join(f"{t.replace('_', '-')} heads {text(a)} without, {text(b)} at the largest radius" for t, (a, b) in lowered.items())
     triangle, printed = (max(row[key] for row in rows) for key in ("triangle", "violations_printed"))
     return [
-        Claim("3.2.3", "Theorem 2 bounds the loss of generated heads", HOLDS if not broken else NOT_HERE,
+        Claim("3.2.3", "Theorem 2 bounds the loss of generated heads", NOT_HERE if broken else CONDITION,
               f"with the factor mended and weight decay, {broken} of {total} tasks break it; at best it is {least / seen:.0f} times the loss seen"),
         Claim("3.2.3", "‖a + b‖² ≤ ‖a‖² + ‖b‖², by which Theorem 2 has λ/2", NOT_HERE if triangle else HOLDS,
               f"fails for up to {triangle} of {total} tasks, by epoch; the bound as printed is broken by {printed}, as it is loose elsewhere"),
-        Claim("3.2.3", "SAM lowers the largest eigenvalue of the Hessian at the prepared heads", HOLDS if falls else NOT_HERE, how),
+        Claim("3.2.3", "SAM lowers the largest eigenvalue of the Hessian at the prepared heads", verdict, how),
     ]  # fmt: skip

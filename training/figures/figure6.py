@@ -9,6 +9,7 @@ from training.figures import plots
 from training.figures.record import CONDITION, HOLDS, NOT_HERE, Claim, difference, interval, sign, text
 from training.figures.setting import Setting
 
+MOST_SEEDS = 3
 TITLE = "SAM and augmentation in weight preparation: accuracy over training time"
 PAPER = "Each makes the generated heads more accurate at every moment of training, at no cost of training time."
 COMPONENTS: dict[str, dict[str, Any]] = {
@@ -31,7 +32,7 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 def _row(setting: Setting, target: str, changes: dict[str, Any]) -> dict[str, Any]:
     lab = setting.lab(target=target, **changes)
-    curves = [setting.model(lab, seed, SEGMENTS).curve for seed in setting.seeds[:3]]
+    curves = [setting.model(lab, seed, SEGMENTS).curve for seed in setting.seeds[:MOST_SEEDS]]
     points = range(len(curves[0]))
     return {
         "seconds": [interval([curve[i]["seconds"] for curve in curves]) for i in points],

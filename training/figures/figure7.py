@@ -9,6 +9,7 @@ from training.figures import plots
 from training.figures.record import HOLDS, NOT_HERE, Claim, interval, text
 from training.figures.setting import Setting
 
+MOST_SEEDS = 3
 TITLE = "accuracy over trajectory length and diffusion steps"
 PAPER = "Accuracy hardly depends on either; more of both helps slightly."
 SEGMENTS, STEPS = (1, 2, 3, 5), (5, 10, 20, 50)
@@ -20,7 +21,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     lab, cells = setting.lab(), {}
     for m in setting.some(SEGMENTS):
         for steps in setting.some(STEPS):
-            ends = [setting.model(lab, seed, m, steps).curve[-1] for seed in setting.seeds[:3]]
+            ends = [setting.model(lab, seed, m, steps).curve[-1] for seed in setting.seeds[:MOST_SEEDS]]
             cells[f"{m}, {steps}"] = {key: interval([end[key] for end in ends]) for key in ("accuracy", "error")}
     return {"segments": setting.some(SEGMENTS), "steps": setting.some(STEPS), "cells": cells}
 

@@ -23,7 +23,7 @@ a Gaussian start as wide as the optima themselves. The generator sees the class 
 3000 tasks of training classes, and sampled by Eq. 1; *Lv-Di* is m = 1, *Lt-Di* m = 3 unless said otherwise, T = 20, cosine
 schedule. Every generator has the same network and budget, 600 batches of 64 tasks, a few seconds of one core. Errors are
 mean squares of standardised weights over 500 tasks of test classes: 1 is the error of the mean head, 0 the optimum.
-Settings were chosen on validation classes, for m = 1 and m = 3 together. "±" is Student's 95 % interval over five training seeds.
+Settings were chosen on validation classes, for m = 1 and m = 3 together. "±" is Student's 95 % interval over the seeds named under each figure.
 
 Where this is not the paper: the paper's head has two layers, its bodies are trained otherwise, its budget is GPU hours, and it
 trains by REPTILE. The denoiser here is a small network over the rows of a head, not a U-Net; where the U-Net was tried too,
@@ -44,9 +44,9 @@ DEFAULTS = """\
 |---|---|
 | T = 20 steps | [figure5](#figure5), right: the error rises slightly with T, and 5 steps would do |
 | m = 3 segments | [figure3](#figure3): the paper's choice; m = 2 or 1 has a lower error here, which accuracy hardly shows |
-| cosine schedule | [gap](#gap): other schedules are level |
+| cosine schedule | [variants](#variants) |
 | SAM and augmentation in weight preparation | [figure6](#figure6) |
-| plain batches with Adam, not REPTILE | [gap](#gap) |
+| plain batches with Adam, not REPTILE | [variants](#variants) |
 | the task's loss on queries beside a small weight of Eq. 2 | the card of the bundle, by weight of Eq. 2 |
 
 """
@@ -84,8 +84,9 @@ def _missing(name: str) -> list[str]:
 
 def _section(name: str, record: dict[str, Any]) -> list[str]:
     module = FIGURES[name]
+    seeds = min(len(record["seeds"]), getattr(module, "MOST_SEEDS", len(record["seeds"])))
     return [
         f"## {name}", "", f"**{module.TITLE}.** The paper: {module.PAPER}", "", *module.see(record["values"]), "",
         f"![{module.TITLE}](../results/figures/{name}.png)", "",
-        f"`ltdi figure {name}`, {len(record['seeds'])} seeds, {record['part']} classes.",
+        f"`ltdi figure {name}`, {seeds} seeds, {record['part']} classes.",
     ]  # fmt: skip

@@ -9,14 +9,26 @@ from typing import Any
 
 from ltdi.config import nearest
 from ltdi.errors import InvalidInput
-from training.figures import curvature, figure1, figure3, figure4, figure5, figure6, figure7, gap, memorisation, table1
+from training.figures import (
+    curvature,
+    figure1,
+    figure3,
+    figure4,
+    figure5,
+    figure6,
+    figure7,
+    gap,
+    memorisation,
+    table1,
+    variants,
+)
 from training.figures.record import write_record
 from training.figures.setting import Setting
 from training.runs import commit
 
 FIGURES: dict[str, ModuleType] = {
     "table1": table1, "figure1": figure1, "figure3": figure3, "figure4": figure4, "figure5": figure5, "figure6": figure6,
-    "figure7": figure7, "curvature": curvature, "gap": gap, "memorisation": memorisation,
+    "figure7": figure7, "curvature": curvature, "gap": gap, "variants": variants, "memorisation": memorisation,
 }  # fmt: skip
 
 
