@@ -56,6 +56,9 @@ evaluate: $(VENV)/.installed-dev ## the tables of the README, from the checkpoin
 	$(BIN)/ltdi evaluate --config minilm --data $(DATA)
 	$(BIN)/ltdi evaluate --config any-embedding --data $(DATA)
 
+figures: $(VENV)/.installed-dev ## the paper's figures and tables and docs/evidence.md, anew from what runs/figures keeps (DATA=data)
+	$(BIN)/ltdi figure --all --data $(DATA)
+
 openapi: $(VENV)/.installed ## write openapi/openapi.json anew
 	$(BIN)/python -m service.openapi
 
@@ -68,4 +71,4 @@ system-deps: ## Debian packages that a bare machine may lack
 clean: ## remove the environment and caches
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache demo/out
 
-.PHONY: help install install-dev serve test test-ray fuzz demo bench bench-ray evaluate openapi lint system-deps clean
+.PHONY: help install install-dev serve test test-ray fuzz demo bench bench-ray evaluate figures openapi lint system-deps clean

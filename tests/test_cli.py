@@ -16,7 +16,7 @@ from ltdi.cli import main
 from service.client import png
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("prepare", "meta-train", "export", "train-pool", "evaluate", "bench", "serve", "generate", "bundles")
+COMMANDS = ("prepare", "meta-train", "export", "train-pool", "evaluate", "bench", "figure", "serve", "generate", "bundles")
 
 
 @pytest.fixture

@@ -1,0 +1,77 @@
+"""Figure 3: how many waypoints, against the error of generated heads, at one budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from training.figures import plots
+from training.figures.record import CONDITION, HOLDS, NOT_HERE, Claim, difference, interval, sign, text
+from training.figures.references import references
+from training.figures.setting import Setting
+
+TITLE = "trajectory length against mean squared error"
+PAPER = (
+    "Under one budget every length above 2 (m = 1, vanilla diffusion) has a lower error, in 1-shot and 5-shot tasks; the best "
+    "length depends on the task."
+)
+SEGMENTS = tuple(range(1, 10))
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Error and accuracy by shots and m, and what needs no chain beside them."""
+    found: dict[str, Any] = {}
+    for shots in (1, 5):
+        lab = setting.lab(shots=shots)
+        rows = {}
+        for m in setting.some(SEGMENTS, 3):
+            made = [setting.model(lab, seed, m).generate(lab, lab.measured(setting.part)) for seed in setting.seeds]
+            rows[str(m)] = {
+                "error": interval([float(one.error.mean()) for one in made]),
+                "accuracy": interval([float(one.accuracy.mean()) for one in made]),
+            }
+        for row in rows.values():
+            row["error_minus_vanilla"] = difference(row["error"], rows["1"]["error"])
+        found[f"{shots}-shot"] = {"by_segments": rows, "references": references(lab, setting.part)}
+    return found
+
+
+def draw(values: dict[str, Any], path: Path) -> None:
+    """A panel for each number of shots."""
+    figure, axes = plots.panels(len(values))
+    for axis, (name, column) in zip(axes, values.items(), strict=True):
+        rows = column["by_segments"]
+        plots.curve(axis, [int(m) + 1 for m in rows], [row["error"] for row in rows.values()], color=plots.TRAJECTORY, label="Lt-Di")
+        vanilla = rows["1"]["error"]
+        axis.axhline(vanilla["mean"], color=plots.VANILLA, ls="--", lw=1.2, label="Lv-Di (length 2)")
+        linear = column["references"]["linear map of the class means"]["error"]
+        axis.axhline(linear, color=plots.GREY, ls=":", lw=1.2, label="linear map of the class means")
+        axis.set_title(f"5-way {name}", fontsize=10)
+        axis.set_xlabel("trajectory length, m + 1 waypoints")
+        axis.set_ylabel("mean squared error, 1 is the mean head's")
+        axis.legend(fontsize=8)
+    plots.save(figure, path)
+
+
+def see(values: dict[str, Any]) -> list[str]:
+    """What the page says."""
+    lines = ["| m | " + " | ".join(f"{name}: error, accuracy" for name in values) + " |", "|---" * (1 + len(values)) + "|"]
+    for m in next(iter(values.values()))["by_segments"]:
+        cells = [column["by_segments"][m] for column in values.values()]
+        lines.append(f"| {m} | " + " | ".join(f"{text(c['error'])}, {text(c['accuracy'], 2)}" for c in cells) + " |")
+    for name in next(iter(values.values()))["references"]:
+        cells = [column["references"][name] for column in values.values()]
+        shown = [f"{'none' if c['error'] is None else format(c['error'], '.3f')}, {c['accuracy']:.2f}" for c in cells]
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    return lines
+
+
+def claims(values: dict[str, Any]) -> list[Claim]:
+    """The two of section 3.2.1."""
+    rows = {(name, m): row for name, column in values.items() for m, row in column["by_segments"].items() if m != "1"}
+    signs = {key: sign(row["error_minus_vanilla"]) for key, row in rows.items()}
+    lower, higher = (sum(value == wanted for value in signs.values()) for wanted in (-1, 1))
+    verdict = HOLDS if lower == len(signs) else (CONDITION if lower > higher else NOT_HERE)
+    three = ", ".join(f"{name} {text(column['by_segments']['3']['error_minus_vanilla'], signed=True)}" for name, column in values.items())
+    says = f"of {len(signs)} lengths above 2, {lower} have a lower and {higher} a higher error than vanilla, intervals apart; m = 3 minus m = 1: {three}"
+    return [Claim("3.2.1", "all trajectory lengths above 2 have a lower error than vanilla diffusion at one budget", verdict, says)]

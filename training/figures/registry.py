@@ -1,0 +1,56 @@
+"""Every figure by its name, and how one is made: numbers, JSON, plot."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ltdi.config import nearest
+from ltdi.errors import InvalidInput
+from training.figures import (
+    curvature,
+    figure1,
+    figure3,
+    figure4,
+    figure5,
+    figure6,
+    figure7,
+    gap,
+    memorisation,
+    table1,
+    variants,
+)
+from training.figures.record import write_record
+from training.figures.setting import Setting
+from training.runs import commit
+
+FIGURES: dict[str, ModuleType] = {
+    "table1": table1, "figure1": figure1, "figure3": figure3, "figure4": figure4, "figure5": figure5, "figure6": figure6,
+    "figure7": figure7, "curvature": curvature, "gap": gap, "variants": variants, "memorisation": memorisation,
+}  # fmt: skip
+
+
+def figure(name: str) -> ModuleType:
+    """The module of a figure.
+
+    Raises:
+        InvalidInput: there is none of that name.
+    """
+    if name not in FIGURES:
+        raise InvalidInput(f"no figure {name!r}; {nearest(name, list(FIGURES))}")
+    return FIGURES[name]
+
+
+def make(name: str, setting: Setting, out: Path) -> dict[str, Any]:
+    """Measure and draw one figure; `NAME.json` and `NAME.png` under `out`."""
+    module, started = figure(name), time.process_time()
+    values = module.measure(setting)
+    result = {
+        "figure": name, "title": module.TITLE, "commit": commit(), "seeds": list(setting.seeds), "part": setting.part,
+        "quick": setting.quick, "budget": setting.budget, "seconds": round(time.process_time() - started, 1), "values": values,
+    }  # fmt: skip
+    write_record(out, name, result)
+    module.draw(values, out / f"{name}.png")
+    return result
