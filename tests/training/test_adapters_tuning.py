@@ -192,3 +192,11 @@ def test_the_table_takes_draws_that_all_methods_have(tmp_path: Path) -> None:
 
 def test_without_results_of_adapters_no_task_has_a_target(tmp_path: Path) -> None:
     assert read_targets(tmp_path / "none.json") == {}
+
+
+def test_a_run_of_other_settings_is_made_anew(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STEPS, FEW, 2)
+    for rate in (1e-2, 2e-2):
+        tune_all(base, [a_task()], FEW, [0], RATES | {"lora": rate}, tmp_path, len)
+        said = json.loads(run_file(tmp_path, "sst2", "lora", FEW, 0).read_text(encoding="utf-8"))
+        assert said["config"]["rate"] == rate
