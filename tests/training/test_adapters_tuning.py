@@ -156,13 +156,15 @@ def test_after_a_time_is_the_first_point_that_is_not_before_it() -> None:
 
 
 def write_runs(out: Path) -> None:
-    """Two draws of SST-2 by all methods, one of MRPC, and one of TREC that a method is not done with."""
-    for task, seed, methods in (("sst2", 0, 4), ("sst2", 1, 4), ("mrpc", 0, 4), ("trec", 0, 3)):
+    """Two draws of SST-2 by all methods, one of MRPC, one of TREC that a method is not done with, one of MR at other rates."""
+    for task, seed, methods in (("sst2", 0, 4), ("sst2", 1, 4), ("mrpc", 0, 4), ("trec", 0, 3), ("mr", 0, 4)):
         for i, method in enumerate(list(METHODS)[:methods]):
             path = run_file(out, task, method, FEW, seed)
             path.parent.mkdir(parents=True, exist_ok=True)
             curve = [point | {"accuracy": point["accuracy"] + i + 2 * seed} for point in CURVE]
-            path.write_text(json.dumps({"curve": curve}), encoding="utf-8")
+            rate = RATES[method] * (2 if task == "mr" else 1)
+            config = {"seed": seed, "rate": rate, "steps": STEPS[FEW]}
+            path.write_text(json.dumps({"config": config, "curve": curve}), encoding="utf-8")
 
 
 def test_the_table_takes_draws_that_all_methods_have(tmp_path: Path) -> None:
@@ -192,3 +194,11 @@ def test_the_table_takes_draws_that_all_methods_have(tmp_path: Path) -> None:
 
 def test_without_results_of_adapters_no_task_has_a_target(tmp_path: Path) -> None:
     assert read_targets(tmp_path / "none.json") == {}
+
+
+def test_a_run_of_other_settings_is_made_anew(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STEPS, FEW, 2)
+    for rate in (1e-2, 2e-2):
+        tune_all(base, [a_task()], FEW, [0], RATES | {"lora": rate}, tmp_path, len)
+        said = json.loads(run_file(tmp_path, "sst2", "lora", FEW, 0).read_text(encoding="utf-8"))
+        assert said["config"]["rate"] == rate

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ FEW, MANY = "few", "many"
 STEPS = {FEW: 60, MANY: 190}
 MANY_ROWS = 1000
 
-RATE_TASKS = {FEW: ("stackoverflow-cms", "clinc-cards-banking", "scicite-method"), MANY: ("cola-order",)}
+RATE_TASKS = {FEW: ("stackoverflow-cms", "clinc-cards-banking", "scicite-method", "curekart"), MANY: ("cola-order",)}
 RATE_STEPS = {FEW: 60, MANY: 95}
 RATE_ROWS = 100  # held-out rows that a rate is judged on
 RATES: dict[str, dict[str, tuple[float, ...]]] = {
@@ -53,13 +54,15 @@ def run_file(out: Path, task: str, method: str, rows: str, seed: int) -> Path:
 def tune_all(
     folder: Path, tasks: Sequence[EncodedTask], rows: str, seeds: Iterable[int], rates: Mapping[str, float], out: Path, say: Callable
 ) -> None:
-    """Every method on every task, seed by seed; runs that are kept are not made again."""
+    """Every method on every task, seed by seed; runs that are kept are not made again, unless their settings were others."""
     for seed in seeds:
         for task in tasks:
             for method in METHODS:
                 config = TuneConfig(method, STEPS[rows], rates[method], seed=seed)
                 path = run_file(out, task.name, method, rows, seed)
-                new = not path.is_file()
+                new = not path.is_file() or json.loads(path.read_text(encoding="utf-8"))["config"] != asdict(config)
+                if new:
+                    path.unlink(missing_ok=True)
                 said = kept(path, tune, folder, task.ways, rows_of(task, rows, seed), tested(task), config)
                 if new:
                     say(f"{task.name} {rows} {seed} {method}: " + curve_line(said["curve"]))

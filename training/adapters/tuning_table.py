@@ -13,15 +13,21 @@ Curve = Sequence[Mapping]  # points with `core_seconds` and `accuracy`, by time
 TARGET = "generated"
 
 
-def read_runs(out: Path, rows: str) -> dict[str, dict[str, list[dict]]]:
-    """Task -> method -> its runs, draw by draw; only draws that every method is done with."""
+def read_runs(out: Path, rows: str, rates: Mapping[str, float]) -> dict[str, dict[str, list[dict]]]:
+    """Task -> method -> its runs, draw by draw; only draws that every method is done with at its rate and number of steps."""
     found: dict[str, dict[str, list[dict]]] = {}
     for task in TUNED:
-        files = {method: sorted((out / "tuning").glob(run_file(out, task, method, rows, 0).name.replace("0.json", "*.json"))) for method in METHODS}
-        seeds = set.intersection(*({path.suffixes[-2] for path in own} for own in files.values()))
+        own = {method: _runs(out, task, method, rows, rates[method]) for method in METHODS}
+        seeds = sorted(set.intersection(*(set(runs) for runs in own.values())))
         if seeds:
-            found[task] = {method: [_read(path) for path in own if path.suffixes[-2] in seeds] for method, own in files.items()}
+            found[task] = {method: [runs[seed] for seed in seeds] for method, runs in own.items()}
     return found
+
+
+def _runs(out: Path, task: str, method: str, rows: str, rate: float) -> dict[int, dict]:
+    files = (out / "tuning").glob(run_file(out, task, method, rows, 0).name.replace("0.json", "*.json"))
+    said = [_read(path) for path in files]
+    return {run["config"]["seed"]: run for run in said if (run["config"]["rate"], run["config"]["steps"]) == (rate, STEPS[rows])}
 
 
 def _read(path: Path) -> dict:
@@ -48,10 +54,12 @@ def after(curve: Curve, seconds: float) -> float:
 def make_tuning_table(out: Path, rates: Path, targets: Mapping[str, float]) -> dict:
     """By rows and method: each task's accuracy at the end and after `MARKS`, core seconds, and when the target was reached."""
     table: dict = {"rates": {}, "steps": STEPS, "target": TARGET, "targets": dict(targets)}
-    for rows in STEPS:
-        runs = read_runs(out, rows)
+    said = _read(rates)
+    for rows in [rows for rows in STEPS if rows in said]:
+        own_rates = chosen_rates(rates, rows)
+        runs = read_runs(out, rows, own_rates)
         if runs:
-            table["rates"][rows] = chosen_rates(rates, rows)
+            table["rates"][rows] = own_rates
             table[rows] = {method: {task: _row(own[method], targets.get(task)) for task, own in runs.items()} for method in METHODS}
             for own in table[rows].values():
                 own["mean"] = _over_tasks(list(own.values()))
