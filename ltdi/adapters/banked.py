@@ -19,7 +19,8 @@ from ltdi.errors import InvalidConfig
 from ltdi.schedule import Schedule, ScheduleConfig
 from ltdi.support import Limits
 
-LIMITS = Limits(32, 64, 512, 0)  # a hundredth of a second of two cores a text
+LIMITS = Limits(32, 64, 256, 0)  # four to ten passes over a text, of a few milliseconds of a core for each twenty tokens
+SIZES = 6
 READ = 128  # tokens of an item; the stored adapters were fitted on items cut at 40
 KEPT = ("spread", "trajectories", "frozen", "own", "owner", "pairs", "topics", "centre", "names", "named")  # of a bank; start and basis are the bundle's parts
 
@@ -36,6 +37,8 @@ class Banked(Predictor):
 
     def __init__(self, space: Space, sizes: tuple[int, ...]) -> None:
         super().__init__(space, sizes)
+        if len(sizes) != SIZES:
+            raise InvalidConfig(f"the bank has {len(sizes)} sizes, not {SIZES}: it is of an earlier version; export it again", field="predictor")
         tasks, segments, rows, hidden, pooled, names = sizes
         schedule = Schedule(ScheduleConfig(segments=segments))
         self.generator = AdapterGenerator(AdapterTokens(AdapterTokensConfig(hidden=hidden), schedule))

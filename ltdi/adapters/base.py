@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from ltdi.adapters.applied import applied
 from ltdi.adapters.imports import prepare_imports, quiet, reason_of
 from ltdi.adapters.items import Texts, check_items, columns, size_of
-from ltdi.adapters.quick import merged, pays, quick_copy
+from ltdi.adapters.quick import is_float32, merged, pays, quick_copy
 from ltdi.adapters.target import LoraTarget, describe_target, facts_of
 from ltdi.bodies.sentence import TOKENIZER, model_folder, weights_digest
 from ltdi.errors import BodyMissing, DamagedBase, ForeignBase, InvalidText
@@ -51,6 +52,7 @@ class BaseModel(nn.Module):
         self._device = torch.device("cpu")
         self._loaded: nn.Module | None = None
         self._quick: nn.Module | None = None
+        self._one = RLock()  # LoRA is put into the model that all threads share
         self._found: LoraTarget | None = target
         self._given_tokenizer: Any = None
 
@@ -112,7 +114,7 @@ class BaseModel(nn.Module):
         model = self.model
         if self._quick is None:
             saved = {tensor.name.rpartition(".")[0] for tensor in self.target.saved}
-            self._quick = quick_copy(model, saved) if pays(self._device) else model
+            self._quick = quick_copy(model, saved) if pays(self._device) and is_float32(model) else model
         return self._quick
 
     def check(self) -> None:
@@ -250,7 +252,7 @@ class BaseModel(nn.Module):
             quick: by `quick_copy`, two or three digits of each number, where that is quicker.
         """
         model, lora, whole = self.quick if quick else self.model, lora or {}, whole or {}
-        with ExitStack() as changed:
+        with self._one, ExitStack() as changed:
             if model is self.model:
                 changed.enter_context(applied(model, lora, scale, whole))
             else:
@@ -267,7 +269,8 @@ class BaseModel(nn.Module):
             mask = batch["attention_mask"].unsqueeze(-1).to(hidden)
             return (hidden * mask).sum(1) / mask.sum(1)
 
-        return self._by_length(items, mean, self.target.base.hidden_size)
+        with self._one:
+            return self._by_length(items, mean, self.target.base.hidden_size)
 
     def _by_length(self, items: Texts, answer: Callable[[dict[str, Tensor]], Tensor], size: int) -> Tensor:
         """Answers to batches of items of like length, `[M, size]`, in the items' order."""

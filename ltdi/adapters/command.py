@@ -6,12 +6,14 @@ import argparse
 import json
 import time
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltdi.adapters.adapter import Adapter
 from ltdi.adapters.bundle import AdapterBundle
 from ltdi.adapters.folders import folder_of, write_folder
+from ltdi.adapters.formats import to_safetensors
 from ltdi.adapters.vllm import load_adapter
 from ltdi.errors import InvalidInput
 
@@ -25,7 +27,7 @@ DEFAULT_OUT = Path("adapters")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of adapters."""
     parser.add_argument("--kind", choices=("head", "lora"), default="head", help="what is made: a head, or a LoRA adapter (%(default)s)")
-    parser.add_argument("--name", help="of the adapter, whose folder is OUT/NAME (bundle's name and the task's digest)")
+    parser.add_argument("--name", help="of the adapter, whose folder is OUT/NAME (bundle's name and the adapter's digest)")
     parser.add_argument("--base-model-name-or-path", metavar="NAME", help="what the adapter calls its base model, as vLLM compares it")
     parser.add_argument("--load-into", metavar="URL", help="have a running vLLM load the adapter")
     parser.add_argument("--load-path", metavar="DIR", help="where that server finds OUT (OUT itself)")
@@ -49,7 +51,7 @@ def generate_lora(bundle: Bundle | AdapterBundle, examples: Examples, options: a
         on_stage=lambda name, took: seconds.update({name: took}),
     )  # fmt: skip
     seconds["total"] = time.perf_counter() - started
-    name = options.name or f"{bundle.name}-{adapter.metadata['support_digest'][:12]}"
+    name = options.name or f"{bundle.name}-{sha256(to_safetensors(adapter)).hexdigest()[:12]}"
     out = options.out or DEFAULT_OUT
     folder = write_folder(adapter, folder_of(out, name))
     facts = _facts(adapter, name, folder, seconds)

@@ -41,7 +41,7 @@ class Evidence:
         watched: `[E]`, the places of those examples that `look` and `pooled` tell of: all of a small task.
         look: features `[E, D]` under an adapter, by its coefficients; a forward pass, kept for the folds.
         pooled: the mean over tokens of the plain base's last hidden states, `[E, hidden size]`; a forward pass, kept too.
-        names: the same of the classes' names, `[N, hidden size]`, in canonical order.
+        names: the same of the classes' names, `[N, hidden size]`, in canonical order; None where they are numbers or single letters.
         before: for a fold, the prediction for the whole support: to look at other adapters than it did takes other passes.
     """
 
@@ -53,7 +53,7 @@ class Evidence:
     watched: Tensor
     look: Callable[[Tensor], Tensor]
     pooled: Callable[[], Tensor]
-    names: Callable[[], Tensor]
+    names: Callable[[], Tensor | None]
     before: Prediction | None = None
 
 

@@ -15,16 +15,17 @@ from torch.nn import functional as F
 
 
 class Bfloat16Linear(nn.Module):
-    """`nn.Linear` with its weight in bfloat16, float32 outside."""
+    """`nn.Linear` of float32 with its weight in bfloat16, float32 outside; `merged` is another one while it lasts."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
         self.rounded = linear.weight.detach().bfloat16()
+        self.merged: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., inputs]` to `[..., outputs]`."""
-        product = F.linear(x.bfloat16(), self.rounded).float()
+        product = F.linear(x.bfloat16(), self.rounded if self.merged is None else self.merged).float()
         return product if self.bias is None else product + self.bias
 
 
@@ -36,21 +37,25 @@ def merged(model: nn.Module, lora: Mapping[str, tuple[Tensor, Tensor]], scale: f
         lora: `lora_A` `[r, in]` and `lora_B` `[out, r]` by module.
     """
     modules = {path: model.get_submodule(path) for path in lora}
-    before = {path: module.rounded for path, module in modules.items()}
     try:
         for path, (a, b) in lora.items():
             weight = modules[path].weight
-            modules[path].rounded = torch.addmm(weight, b.to(weight), a.to(weight), alpha=scale).bfloat16()
+            modules[path].merged = torch.addmm(weight, b.to(weight), a.to(weight), alpha=scale).bfloat16()
         yield
     finally:
-        for path, module in modules.items():
-            module.rounded = before[path]
+        for module in modules.values():
+            module.merged = None
 
 
 def pays(device: torch.device) -> bool:
     """Whether bfloat16 products are quicker here."""
     told = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return device.type == "cpu" and told is not None and bool(told())
+
+
+def is_float32(model: nn.Module) -> bool:
+    """Whether all of a model's parameters are."""
+    return all(parameter.dtype is torch.float32 for parameter in model.parameters())
 
 
 def quick_copy(model: nn.Module, left: Collection[str]) -> nn.Module:

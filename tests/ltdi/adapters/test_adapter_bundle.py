@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,16 @@ from torch import Tensor, nn
 import ltdi
 from ltdi.adapters import AdapterBundle, BaseModel, predictors, to_safetensors
 from ltdi.adapters.check import logits
+from ltdi.adapters.generate import _Seen
 from ltdi.adapters.predictor import Evidence, Prediction, Predictor, PredictorConfig, Space
+from ltdi.adapters.quick import Bfloat16Linear, merged
 from ltdi.bundle import HeadRequest
 from ltdi.errors import (
     BodyMissing,
     DamagedBase,
     DamagedFile,
     ForeignBase,
+    GenerationFailed,
     InvalidConfig,
     InvalidInput,
     InvalidSupport,
@@ -28,7 +32,16 @@ from ltdi.errors import (
 )
 from ltdi.files import digest
 from ltdi.pipeline import Options
-from tests.ltdi.adapters.made import KINDS, LABELS, PAIRS, TEXTS, in_memory, make_adapter_bundle, write_base
+from tests.ltdi.adapters.made import (
+    KINDS,
+    LABELS,
+    PAIRS,
+    TEXTS,
+    in_memory,
+    make_adapter_bundle,
+    random_parts,
+    write_base,
+)
 
 
 class Spread(Predictor):
@@ -175,6 +188,45 @@ def test_looks_by_bfloat16_products_are_near_and_share_the_rest_of_the_model(
     word = "embeddings.word_embeddings"
     assert base.quick.base_model.get_submodule(word).weight is base.model.base_model.get_submodule(word).weight
     assert isinstance(base.model.base_model.get_submodule("pooler.dense"), torch.nn.Linear)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_lora_is_lora_to_few_digits_and_leaves_no_trace(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltdi.adapters.base.pays", lambda device: True)
+    base = in_memory(kind)
+    parts = random_parts(base, 4, 1)
+    lora, plain = parts.baseline("mean"), base.features(TEXTS, quick=True)
+    exact, quick = (base.features(TEXTS, lora, 2.0, parts.saved, quick) for quick in (False, True))
+    assert (exact - quick).norm() < 0.03 * exact.norm()
+    assert (exact - plain).norm() > 0.1 * exact.norm()
+    with pytest.raises(KeyError, match="stop"), merged(base.quick, lora, 2.0):
+        raise KeyError("stop")
+    assert torch.equal(base.features(TEXTS, quick=True), plain)
+
+
+def test_threads_do_not_see_each_other_s_lora(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltdi.adapters.base.pays", lambda device: True)
+    base.to("cpu")
+    adapters = [random_parts(base, 4, 1, size=size).baseline("mean") for size in (0.1, 0.5)]
+    alone = [base.features(TEXTS, lora, 2.0, quick=True) for lora in adapters]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda i: base.features(TEXTS, adapters[i % 2], 2.0, quick=True), range(40)))
+    assert all(torch.equal(one, alone[i % 2]) for i, one in enumerate(found))
+
+
+def test_a_model_of_few_digits_that_answers_otherwise_is_found_out(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltdi.adapters.base.pays", lambda device: True)
+    base.to("cpu")
+    real = Bfloat16Linear.forward
+    monkeypatch.setattr(Bfloat16Linear, "forward", lambda self, x: -0.3 * real(self, x))
+    with pytest.raises(GenerationFailed, match="few digits"):
+        make_adapter_bundle(base, directions=3).generate(TEXTS, LABELS, fallback="none")
+
+
+def test_names_without_letters_say_nothing(base: BaseModel) -> None:
+    bundle = make_adapter_bundle(base, directions=3)
+    for names, told in ((("0", "1"), False), (("a", "b"), False), (("spam", "1"), True)):
+        assert (_Seen(bundle, TEXTS, names, torch.arange(2)).names is not None) == told
 
 
 def test_a_predictor_may_bring_its_head(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
