@@ -42,6 +42,7 @@ demo: $(VENV)/.installed-dev ## by the running service: ten digits that no train
 bench: $(VENV)/.installed-dev ## time generation against fine-tuning and logistic regression
 	$(BIN)/ltdi bench --out results/bench.json
 	$(BIN)/ltdi bench --bundle minilm --rounds 15 --out results/bench-minilm.json
+	$(BIN)/ltdi bench --bundle minilm-lora --rounds 3 --runs 3 --out results/bench-minilm-lora.json
 
 test-ray: $(VENV)/.installed-dev ## run the tests of Ray Serve, which need the extra `ray`
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[ray]'
