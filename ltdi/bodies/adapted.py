@@ -18,8 +18,6 @@ from torch.nn import functional as F
 from ltdi.errors import UnsupportedInput
 from ltdi.files import read_safetensors
 
-MODULES = ("query", "value")
-PEFT_PREFIX = "base_model.model.bert.encoder.layer"
 GRID = 4  # padded lengths are multiples of it
 
 
@@ -157,22 +155,3 @@ def tokenize(folder: Path, texts: Sequence[str], seconds: Sequence[str] | None =
     read = tokenizer.encode_batch(list(texts) if seconds is None else list(zip(texts, seconds, strict=True)))
     rows = [torch.tensor([getattr(one, part) for one in read]) for part in ("ids", "type_ids", "attention_mask")]
     return Tokens(*rows)
-
-
-def peft_tensors(lora_a: Tensor, lora_b: Tensor, classifier: Tensor) -> dict[str, Tensor]:
-    """An adapter by PEFT's names in a file, float32, for BertForSequenceClassification.
-
-    Args:
-        lora_a: `[layers, 2, rank, D]`.
-        lora_b: `[layers, 2, D, rank]`.
-        classifier: `[N, D + 1]`, the bias last.
-    """
-    tensors = {}
-    for i in range(len(lora_a)):
-        for module, name in enumerate(MODULES):
-            prefix = f"{PEFT_PREFIX}.{i}.attention.self.{name}"
-            tensors[f"{prefix}.lora_A.weight"] = lora_a[i, module].float().contiguous()
-            tensors[f"{prefix}.lora_B.weight"] = lora_b[i, module].float().contiguous()
-    tensors["base_model.model.classifier.weight"] = classifier[:, :-1].float().contiguous()
-    tensors["base_model.model.classifier.bias"] = classifier[:, -1].float().contiguous()
-    return tensors

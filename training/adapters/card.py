@@ -35,8 +35,8 @@ def card_of(name: str, digest: str, base: str, stored: int, table: Mapping) -> d
 
 Makes LoRA adapters (r = 8, query and value) of {base} with their classification head, from labelled English texts or pairs of
 texts and the names of their classes: it weighs the adapters of {stored} stored tasks. Items of up to 128 tokens; the stored
-adapters were fitted on items cut at 40. Alone among the rows below it and the retrieved one are told the names; that it is better than the retrieved one
-is not shown.
+adapters were fitted on items cut at 40. Of the rows below, what is generated and what is retrieved are
+told the names, the others are not; that the first is better than the second is not shown.
 Terms of the training data: {TERMS}.
 
 The table is of generators that never saw the task, nor any of the same source ({less["frozen body"]["tasks"]} tasks left out in four

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ltdi.adapters.maker import AdapterConfig, AdapterMaker, load_maker, save_maker
-from ltdi.errors import BodyMissing, DamagedFile
+from ltdi.errors import DamagedFile
 from tests.ltdi.adapters.test_bank import a_bank, a_generator
 from tests.tiny_bert import tiny_bert, tiny_tokens
 
@@ -34,8 +34,3 @@ def test_a_folder_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model": "x"}')
     with pytest.raises(DamagedFile, match="is not whole"):
         load_maker(tmp_path)
-
-
-def test_an_encoder_that_is_not_here_is_named() -> None:
-    with pytest.raises(BodyMissing, match="'nowhere' is not installed"):
-        a_maker().encoder()

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from ltdi.bodies.adapted import AdaptedBert, mean_pooled, peft_tensors
+from ltdi.bodies.adapted import AdaptedBert, mean_pooled
 from ltdi.errors import UnsupportedInput
 from tests.tiny_bert import CONFIG, tiny_bert, tiny_tokens, tiny_weights
 
@@ -62,17 +62,6 @@ def test_padding_changes_nothing() -> None:
     short = tokens.take(torch.tensor([1]))
     full = mean_pooled(encoder.hidden(tokens), tokens.mask)[1]
     assert torch.allclose(mean_pooled(encoder.hidden(short), short.mask)[0], full, atol=1e-5)
-
-
-def test_an_adapter_in_peft_names() -> None:
-    encoder = tiny_bert()
-    tensors = peft_tensors(encoder.lora_a, an_adapter(0), torch.arange(3 * 17.0).view(3, 17))
-    assert len(tensors) == 2 * 2 * 2 + 2
-    prefix = "base_model.model.bert.encoder.layer.1.attention.self.value"
-    assert tensors[f"{prefix}.lora_A.weight"].shape == (2, 16)
-    assert torch.equal(tensors[f"{prefix}.lora_B.weight"], an_adapter(0)[1, 1])
-    assert tensors["base_model.model.classifier.weight"].shape == (3, 16)
-    assert tensors["base_model.model.classifier.bias"].tolist() == [16.0, 33.0, 50.0]
 
 
 def test_adapters_of_another_encoder_are_refused() -> None:
