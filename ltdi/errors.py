@@ -126,6 +126,12 @@ class EmbedderTimeout(EmbedderFailed):
     code = "embedder-timeout"
 
 
+class DeadlinePassed(LtDiError):
+    """The work was given up, as it would not be done in the time that was set for it."""
+
+    code = "deadline-passed"
+
+
 class DamagedFile(LtDiError):
     """A bundle or head that must not be used: its digest, tensors, numbers or version are wrong."""
 

@@ -49,7 +49,7 @@ class Job:
     Args:
         work: a head to generate, or a function that is told how to report stages; a `Call` where it may be sent away.
         bundle: what generates; heads of one bundle are sampled together.
-        deadline: `time.monotonic()` after which it is not begun.
+        deadline: `time.monotonic()` after which it is not begun, and an adapter is given up.
         finish: makes of the head what the job answers, stage `encode`; the head itself where absent.
         packed: the work and its bundle as `Queue.pack` gives them, where a thread has done that already.
         seconds: spent by stage, filled while it runs; those of a batch count for each of its jobs.
@@ -127,7 +127,8 @@ def _heads(bundle: Bundle, batch: Sequence[Job]) -> list[Head]:
         for job in batch:
             job.note(stage, seconds)
 
-    return bundle.generate_many([job.work for job in batch], on_stage=note)  # type: ignore[misc]
+    until = {"until": batch[0].deadline} if bundle.kind == "lora" else {}
+    return bundle.generate_many([job.work for job in batch], on_stage=note, **until)  # type: ignore[misc]
 
 
 def _finished(job: Job, head: Head) -> Any:

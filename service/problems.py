@@ -72,13 +72,13 @@ KINDS: dict[str, Kind] = {
     "model-not-ready": Kind(503, "The model is not ready"),
     "embedder-failed": Kind(502, "The embedding endpoint failed"),
     "embedder-timeout": Kind(504, "The embedding endpoint did not answer in time", "deadline"),
-    "deadline-passed": Kind(504, "The deadline passed before the work began", "deadline"),
+    "deadline-passed": Kind(504, "The deadline passed before the work began, or before an adapter was made", "deadline"),
 }
 
 OF_LIBRARY = frozenset(
     {"invalid-input", "support-invalid", "support-empty", "classes-too-few", "limit-exceeded", "features-invalid",
      "image-invalid", "text-invalid", "input-unsupported", "file-damaged", "generation-failed", "body-missing",
-     "embedder-failed", "embedder-timeout", "base-foreign", "base-damaged"}
+     "embedder-failed", "embedder-timeout", "base-foreign", "base-damaged", "deadline-passed"}
 )  # fmt: skip
 OF_STATUS = {404: "route-unknown", 405: "method-not-allowed", 400: "body-malformed", 422: "request-invalid"}
 MAX_DETAIL, MAX_FIELD = 600, 160  # characters of what a caller sent may stand in both

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ltdi.adapters.applied import applied
 from ltdi.adapters.imports import prepare_imports, quiet, reason_of
 from ltdi.adapters.items import Texts, check_items, columns, size_of
-from ltdi.adapters.quick import is_float32, merged, pays, quick_copy
+from ltdi.adapters.quick import first_token, is_float32, merged, pays, quick_copy
 from ltdi.adapters.target import LoraTarget, describe_target, facts_of
 from ltdi.bodies.sentence import TOKENIZER, model_folder, weights_digest
 from ltdi.errors import BodyMissing, DamagedBase, ForeignBase, InvalidText
@@ -27,6 +27,19 @@ from ltdi.errors import BodyMissing, DamagedBase, ForeignBase, InvalidText
 REMEDY = "install it with `pip install 'ltdi[text,lora]'`, or put it where the bundle names it"
 BATCH = 8  # items of like length, so that little is padded
 ADDED = 4  # tokens that a model adds to an item, at most; any other has a byte at least
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Tokens of items, in batches of like length.
+
+    Args:
+        parts: what the model takes, batch by batch.
+        places: `[M]`, where each item is in what the batches give, one after the other.
+    """
+
+    parts: tuple[dict[str, Tensor], ...]
+    places: Tensor
 
 
 class BaseModel(nn.Module):
@@ -240,9 +253,16 @@ class BaseModel(nn.Module):
             ).to(self._device)
         )
 
+    def batches(self, items: Texts) -> Batches:
+        """Items as tokens, to be read more than once."""
+        lengths = self._lengths(items) if items else []
+        order = sorted(range(len(items)), key=lambda i: -lengths[i])
+        parts = (self.tokens([items[i] for i in order[start : start + BATCH]]) for start in range(0, len(order), BATCH))
+        return Batches(tuple(parts), torch.argsort(torch.tensor(order, dtype=torch.long)))
+
     @torch.inference_mode()
     def features(
-        self, items: Texts, lora: Mapping[str, tuple[Tensor, Tensor]] | None = None, scale: float = 1.0,
+        self, items: Texts | Batches, lora: Mapping[str, tuple[Tensor, Tensor]] | None = None, scale: float = 1.0,
         whole: Mapping[str, Tensor] | None = None, quick: bool = False,
     ) -> Tensor:  # fmt: skip
         """Features `[M, D]` of items, float32, on the CPU; those of like length go together.
@@ -256,12 +276,13 @@ class BaseModel(nn.Module):
             if model is self.model:
                 changed.enter_context(applied(model, lora, scale, whole))
             else:
+                changed.enter_context(first_token(model))
                 changed.enter_context(merged(model, lora, scale))
                 changed.enter_context(applied(model, {}, scale, whole))
-            return self._by_length(items, lambda batch: model(**batch).logits, self.feature_size)
+            return self._each(items, lambda batch: model(**batch).logits, self.feature_size)
 
     @torch.inference_mode()
-    def pooled(self, items: Texts) -> Tensor:
+    def pooled(self, items: Texts | Batches) -> Tensor:
         """Mean over tokens of the last hidden states, `[M, hidden size]`, on the CPU: what sentence encoders give; by `quick`."""
 
         def mean(batch: dict[str, Tensor]) -> Tensor:
@@ -270,17 +291,14 @@ class BaseModel(nn.Module):
             return (hidden * mask).sum(1) / mask.sum(1)
 
         with self._one:
-            return self._by_length(items, mean, self.target.base.hidden_size)
+            return self._each(items, mean, self.target.base.hidden_size)
 
-    def _by_length(self, items: Texts, answer: Callable[[dict[str, Tensor]], Tensor], size: int) -> Tensor:
-        """Answers to batches of items of like length, `[M, size]`, in the items' order."""
-        if not items:
+    def _each(self, items: Texts | Batches, answer: Callable[[dict[str, Tensor]], Tensor], size: int) -> Tensor:
+        """Answers to the batches, `[M, size]`, in the items' order."""
+        batches = items if isinstance(items, Batches) else self.batches(items)
+        if not batches.parts:
             return torch.zeros(0, size)
-        order = sorted(range(len(items)), key=lambda i: -size_of(items[i]))
-        parts = []
-        for start in range(0, len(order), BATCH):
-            parts.append(answer(self.tokens([items[i] for i in order[start : start + BATCH]])).float().cpu())
-        return torch.cat(parts)[torch.argsort(torch.tensor(order))]
+        return torch.cat([answer(batch).float().cpu() for batch in batches.parts])[batches.places]
 
     def with_head(self, ways: int) -> nn.Module:
         """The whole model with a fresh last layer of so many rows, its other tensors shared: what `transformers` would load."""

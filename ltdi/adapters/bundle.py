@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +112,20 @@ class AdapterBundle:
         request = HeadRequest(support, options, truncate=truncate, base_model_name_or_path=base_model_name_or_path)
         return self.generate_many([request], on_stage=on_stage)[0]
 
-    def generate_many(self, requests: Sequence[HeadRequest], *, on_stage: OnStage | None = None) -> list[Adapter]:
-        """Adapters of many tasks, one after the other; raises as `generate` does."""
+    def generate_many(
+        self, requests: Sequence[HeadRequest], *, on_stage: OnStage | None = None, until: float = inf
+    ) -> list[Adapter]:
+        """Adapters of many tasks, one after the other; raises as `generate` does.
+
+        Args:
+            until: `time.monotonic()` at which no further pass over the texts is begun.
+
+        Raises:
+            DeadlinePassed: it came before the adapters were made.
+        """
         for request in requests:
             _check_request(request)
-        return [generate_adapter(self, request, Timer(on_stage)) for request in requests]
+        return [generate_adapter(self, request, Timer(on_stage), until) for request in requests]
 
     def adapter(
         self, lora: Mapping[str, tuple[Tensor, Tensor]], weight: Tensor, bias: Tensor | None, labels: Sequence[str],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,10 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltdi.adapters.bank import watched
+from ltdi.adapters.base import Batches
 from ltdi.adapters.check import verify
 from ltdi.adapters.closed_form import LinearHeads, fit_heads
 from ltdi.adapters.items import spoken
 from ltdi.adapters.predictor import Evidence, Prediction
+from ltdi.errors import DeadlinePassed
+from ltdi.files import digest
 from ltdi.pipeline import FEW_FOLDS, MAX_FOLDS, Timer, folds
 from ltdi.support import SupportSet, take
 
@@ -35,10 +40,18 @@ class _Seen:
         items: M of them, in canonical order.
         names: of the classes, in canonical order.
         watched: `[E]`, the places of the items that candidates are compared on.
+        until: `time.monotonic()` at which no further pass is begun.
+
+    `told` are the names that a predictor has read.
     """
 
-    def __init__(self, bundle: AdapterBundle, items: tuple, names: tuple[str, ...], watched: Tensor) -> None:
+    def __init__(
+        self, bundle: AdapterBundle, items: tuple, names: tuple[str, ...], watched: Tensor, until: float
+    ) -> None:
+        self._until = until
         self._bundle, self._items, self._names, self.watched = bundle, items, names, watched
+        self.told: tuple[str, ...] = ()
+        self._all = bundle.body.batches(items)
         self._kept, self._looks = dict[bytes, Tensor](), dict[bytes, Tensor]()
 
     def under(self, coefficients: Tensor) -> Tensor:
@@ -54,27 +67,33 @@ class _Seen:
             return self.under(coefficients)[self.watched]
         key = coefficients.float().numpy().tobytes()
         if key not in self._looks:
-            self._looks[key] = self.with_lora(self._at(coefficients), take(self._items, self.watched))
+            self._looks[key] = self.with_lora(self._at(coefficients), self._watched)
         return self._looks[key]
 
-    def with_lora(self, lora: Lora | None, items: tuple | None = None) -> Tensor:
+    def with_lora(self, lora: Lora | None, batches: Batches | None = None) -> Tensor:
         """`[M, D]`, under LoRA, or under the plain base; by `quick_copy`, as a head does not hang on its third digit."""
-        bundle, items = self._bundle, self._items if items is None else items
-        return bundle.body.features(items, lora, bundle.config.lora_alpha / bundle.config.r, bundle.parts.saved, quick=True)
+        _in_time(self._until)
+        bundle, batches = self._bundle, batches or self._all
+        return bundle.body.features(batches, lora, bundle.config.lora_alpha / bundle.config.r, bundle.parts.saved, quick=True)
 
     def _at(self, coefficients: Tensor) -> Lora:
         return self._bundle.parts.at(coefficients, self._bundle.config.target.modules)
 
     @cached_property
+    def _watched(self) -> Batches:
+        return self._all if len(self.watched) == len(self._items) else self._bundle.body.batches(take(self._items, self.watched))
+
+    @cached_property
     def pooled(self) -> Tensor:
         """`[E, hidden size]`, of the plain base."""
-        return self._bundle.body.pooled(take(self._items, self.watched))
+        return self._bundle.body.pooled(self._watched)
 
     @cached_property
     def names(self) -> Tensor | None:
         """`[N, hidden size]`, of the classes' names on the plain base; None where none of them has two letters."""
         if not any(sum(letter.isalpha() for letter in name) > 1 for name in self._names):
             return None
+        self.told = self._names
         return self._bundle.body.pooled(tuple(spoken(name) for name in self._names))
 
     @property
@@ -94,10 +113,11 @@ class _Candidate:
 
 
 @torch.inference_mode()
-def generate_adapter(bundle: AdapterBundle, request: HeadRequest, timer: Timer) -> Adapter:
-    """A checked adapter.
+def generate_adapter(bundle: AdapterBundle, request: HeadRequest, timer: Timer, until: float = inf) -> Adapter:
+    """A checked adapter; no pass over the texts is begun after `until`, of `time.monotonic()`.
 
     Raises:
+        DeadlinePassed: that came before.
         BodyMissing, ForeignBase, DamagedBase: what is wrong with the base model.
         GenerationFailed: the adapter did not pass its check.
     """
@@ -107,7 +127,7 @@ def generate_adapter(bundle: AdapterBundle, request: HeadRequest, timer: Timer) 
     items = take(task.inputs, task.canonical.example_order)
     with timer.stage("embed"):
         names = tuple(task.classes[i] for i in task.canonical.class_order)
-        seen = _Seen(bundle, items, names, watched(index, task.ways))
+        seen = _Seen(bundle, items, names, watched(index, task.ways), until)
         mean = seen.under(torch.zeros(config.space.modules, config.directions))  # [M, D]
         plain = seen.with_lora(None) if config.baseline == "plain" else mean
     with timer.stage("sample"):
@@ -121,15 +141,27 @@ def generate_adapter(bundle: AdapterBundle, request: HeadRequest, timer: Timer) 
         chosen = base if method == "baseline" else made
         facts = {
             "model": bundle.name, "bundle_digest": bundle.digest, "body": config.body.name, "seed": options.seed,
-            "support_digest": task.canonical.digest, "method": method, "support_accuracy": made.accuracy,
+            "support_digest": _digest_of(task, seen.told), "method": method, "support_accuracy": made.accuracy,
             "baseline_support_accuracy": base.accuracy,
         }  # fmt: skip
         weight, bias = chosen.heads.weight[0], None if chosen.heads.bias is None else chosen.heads.bias[0]
         rows = task.canonical.restore
+        _in_time(until)
         adapter = bundle.adapter(
             chosen.lora, weight[rows], None if bias is None else bias[rows], task.classes, request.base_model_name_or_path, facts
         )
         return _proven(bundle, adapter, items, chosen.features, task.class_index[task.canonical.example_order])
+
+
+def _in_time(until: float) -> None:
+    if time.monotonic() > until:
+        raise DeadlinePassed("the adapter was not made in time; send fewer or shorter examples, or no check on folds", field="support")
+
+
+def _digest_of(task: SupportSet, told: tuple[str, ...]) -> str:
+    """Of all that the adapter is made from: the content of the task, and the names of its classes where they were read."""
+    content = task.canonical.digest
+    return digest(content.encode(), *(name.encode() for name in told))[: len(content)] if told else content
 
 
 def _proven(bundle: AdapterBundle, adapter: Adapter, items: tuple, features: Tensor, rows: Tensor) -> Adapter:

@@ -1,6 +1,7 @@
 """A copy of a model whose frozen matrix products are in bfloat16, for looks at a support set that need no last digit.
 
-On a processor with bfloat16 instructions a pass takes about half of the time.
+On a processor with bfloat16 instructions a pass takes about half of the time. Where the features are those of the first token, the
+last layer computes no more than that one: its five sixths are a seventh of six layers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+FIRST_TOKEN = ("BertLayer", "RobertaLayer")  # their models for sequence classification read the first token
 
 
 class Bfloat16Linear(nn.Module):
@@ -27,6 +30,45 @@ class Bfloat16Linear(nn.Module):
         """`[..., inputs]` to `[..., outputs]`."""
         product = F.linear(x.bfloat16(), self.rounded if self.merged is None else self.merged).float()
         return product if self.bias is None else product + self.bias
+
+
+class FirstTokenLayer(nn.Module):
+    """The last layer of BERT or RoBERTa; while `alone`, of the first token alone, which attends to all.
+
+    Args:
+        layer: whose modules these are, by their own names.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.attention, self.intermediate, self.output = layer.attention, layer.intermediate, layer.output
+        self.alone = False
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None, *others: object, **ignored: object) -> Tensor:
+        """Hidden states `[M, L, D]` to `[M, L, D]`, or `[M, 1, D]`; `mask` `[M, 1, 1 or L, L]`."""
+        asked = hidden[:, :1] if self.alone else hidden
+        mask = mask[..., :1, :] if self.alone and mask is not None else mask
+        own = self.attention.self
+        query, key, value = (
+            part(of).unflatten(-1, (own.num_attention_heads, -1)).transpose(1, 2)
+            for part, of in ((own.query, asked), (own.key, hidden), (own.value, hidden))
+        )
+        context = F.scaled_dot_product_attention(query, key, value, mask, scale=own.scaling)
+        attended = self.attention.output(context.transpose(1, 2).flatten(2), asked)
+        return self.output(self.intermediate(attended), attended)
+
+
+@contextmanager
+def first_token(model: nn.Module) -> Iterator[None]:
+    """While it lasts, a `quick_copy` computes of its last layer what its features need."""
+    layers = [module for module in model.modules() if isinstance(module, FirstTokenLayer)]
+    for layer in layers:
+        layer.alone = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.alone = False
 
 
 @contextmanager
@@ -69,4 +111,14 @@ def quick_copy(model: nn.Module, left: Collection[str]) -> nn.Module:
         if isinstance(module, nn.Linear) and name not in left:
             parent, _, own = name.rpartition(".")
             setattr(made.get_submodule(parent), own, Bfloat16Linear(module))
+    layers = _layers(made)
+    if layers is not None:
+        layers[-1] = FirstTokenLayer(layers[-1])
     return made.eval()
+
+
+def _layers(model: nn.Module) -> nn.ModuleList | None:
+    """The layers of an encoder whose features are those of the first token; None of another model."""
+    layers = getattr(getattr(getattr(model, "base_model", None), "encoder", None), "layer", None)
+    known = isinstance(layers, nn.ModuleList) and type(layers[-1]).__name__ in FIRST_TOKEN
+    return layers if known and not layers[-1].is_decoder else None

@@ -173,6 +173,29 @@ def test_texts_that_are_cut_are_counted(served: httpx.Client) -> None:
     assert (answer.status_code, answer.headers["LtDi-Truncated"]) == (200, "1")
 
 
+def test_an_adapter_that_takes_too_long_is_given_up_between_two_passes(
+    toy: Bundle, bundle: AdapterBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, passes = BaseModel._each, []
+
+    def slow(*arguments: object) -> object:
+        passes.append(time.sleep(0.4))
+        return real(*arguments)
+
+    server = Running(Settings(answer_seconds=0.6), [toy, bundle])
+    try:
+        until_ready(server.client)
+        monkeypatch.setattr(BaseModel, "_each", slow)
+        late = post(server.client)
+        assert (late.status_code, late.json()["type"], late.json()["field"]) == (504, "urn:ltdi:deadline-passed", "/support")
+        assert "fewer or shorter examples" in late.json()["detail"] and 1 <= len(passes) <= 2
+        monkeypatch.undo()
+        assert post(server.client).status_code == 200
+        assert 'ltdi_requests_rejected_total{reason="deadline"} 1.0' in server.client.get("/metrics").text
+    finally:
+        server.stop()
+
+
 def test_a_missing_base_is_503_with_its_remedy_and_a_foreign_one_does_not_serve(toy: Bundle, folder: Path, tmp_path: Path) -> None:
     make_adapter_bundle(BaseModel(str(folder / "base"), 16), "elsewhere").save(tmp_path / "missing")
     make_adapter_bundle(BaseModel(str(folder / "base"), 16), "base", name="foreign").save(tmp_path / "foreign")

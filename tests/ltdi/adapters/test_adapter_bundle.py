@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 import ltdi
 from ltdi.adapters import AdapterBundle, BaseModel, predictors, to_safetensors
+from ltdi.adapters.base import Batches
 from ltdi.adapters.check import logits
 from ltdi.adapters.generate import _Seen
 from ltdi.adapters.predictor import Evidence, Prediction, Predictor, PredictorConfig, Space
-from ltdi.adapters.quick import Bfloat16Linear, merged
+from ltdi.adapters.quick import Bfloat16Linear, FirstTokenLayer, first_token, merged
 from ltdi.bundle import HeadRequest
 from ltdi.errors import (
     BodyMissing,
@@ -160,9 +162,13 @@ def test_features_are_made_once_for_all_folds(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch, near: float, folds: int
 ) -> None:
     monkeypatch.setattr("ltdi.adapters.generate.NEAR", near)
-    passes = []
-    real = BaseModel._by_length
-    monkeypatch.setattr(BaseModel, "_by_length", lambda *arguments: passes.append(len(arguments[1])) or real(*arguments))
+    passes: list[int] = []
+    real = BaseModel._each
+
+    def size_of(items: Batches | tuple) -> int:
+        return len(items.places if isinstance(items, Batches) else items)
+
+    monkeypatch.setattr(BaseModel, "_each", lambda *arguments: passes.append(size_of(arguments[1])) or real(*arguments))
     torch.manual_seed(0)
     bundle = make_adapter_bundle(base, directions=3, predictor=Spread(Space(4, 3, 32)), baseline="mean")
     bundle.generate(TEXTS, LABELS, fallback="none")
@@ -188,6 +194,37 @@ def test_looks_by_bfloat16_products_are_near_and_share_the_rest_of_the_model(
     word = "embeddings.word_embeddings"
     assert base.quick.base_model.get_submodule(word).weight is base.model.base_model.get_submodule(word).weight
     assert isinstance(base.model.base_model.get_submodule("pooler.dense"), torch.nn.Linear)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_last_layer_of_the_first_token_alone_gives_the_same_features(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltdi.adapters.base.pays", lambda device: True)
+    base = in_memory(kind)
+    rows = [(name, module) for name, module in base.quick.named_modules() if isinstance(module, FirstTokenLayer)]
+    assert len(rows) == (kind in ("bert", "roberta"))
+    seen, batch = [], base.tokens(TEXTS)
+    handles = [module.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1])) for _, module in rows]
+    with torch.inference_mode():
+        whole = base.quick(**batch).logits
+        with first_token(base.quick):
+            alone = base.quick(**batch).logits
+    [handle.remove() for handle in handles]
+    assert torch.allclose(whole, alone, atol=0.02 * float(whole.abs().max()))
+    assert seen == [batch["input_ids"].shape[1], 1][: 2 * len(rows)]
+    original = base.model.base_model.encoder.layer[-1] if rows else None
+    assert original is None or not isinstance(original, FirstTokenLayer)
+
+
+def test_the_last_layer_of_few_digits_is_that_of_transformers(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltdi.adapters.base.pays", lambda device: True)
+    last = base.to("cpu").quick.base_model.encoder.layer[-1]
+    batch = base.tokens(TEXTS)
+    hidden = base.quick.base_model.embeddings(batch["input_ids"])
+    own = type(base.model.base_model.encoder.layer[-1])(base.model.config).eval()
+    own.attention, own.intermediate, own.output = last.attention, last.intermediate, last.output
+    mask = batch["attention_mask"][:, None, None].bool()
+    with torch.inference_mode():
+        assert not mask.all() and torch.allclose(own(hidden, mask), last(hidden, mask), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -226,7 +263,7 @@ def test_a_model_of_few_digits_that_answers_otherwise_is_found_out(base: BaseMod
 def test_names_without_letters_say_nothing(base: BaseModel) -> None:
     bundle = make_adapter_bundle(base, directions=3)
     for names, told in ((("0", "1"), False), (("a", "b"), False), (("spam", "1"), True)):
-        assert (_Seen(bundle, TEXTS, names, torch.arange(2)).names is not None) == told
+        assert (_Seen(bundle, TEXTS, names, torch.arange(2), inf).names is not None) == told
 
 
 def test_a_predictor_may_bring_its_head(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,8 @@ def test_the_names_of_the_classes_are_read(bundle: AdapterBundle) -> None:
     assert not torch.allclose(named.lora[path][1], blank.lora[path][1], atol=1e-4)
     turned = bundle.generate(BAD + GOOD, ["negative"] * len(BAD) + ["positive"] * len(GOOD), check=False)
     assert torch.equal(named.lora[path][1], turned.lora[path][1])
+    digests = [adapter.metadata["support_digest"] for adapter in (named, blank, turned)]
+    assert digests[0] == digests[2] != digests[1]
 
 
 def test_more_texts_of_a_class_than_are_compared_are_taken(bundle: AdapterBundle) -> None:
