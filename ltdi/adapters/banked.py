@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from ltdi.adapters.maker import AdapterMaker
 from ltdi.adapters.parts import AdapterBundleConfig, AdapterParts, BaseConfig
 from ltdi.adapters.predictor import Evidence, Prediction, Predictor, PredictorConfig, Space
 from ltdi.adapters.target import LoraTarget
+from ltdi.bodies.adapted import POOLER, load_weights
+from ltdi.bodies.sentence import model_folder
 from ltdi.denoisers.adapter_tokens import AdapterCondition, AdapterTokens, AdapterTokensConfig
 from ltdi.errors import InvalidConfig
 from ltdi.schedule import Schedule, ScheduleConfig
@@ -111,18 +115,28 @@ def banked_bundle(maker: AdapterMaker, name: str, base_model_name_or_path: str, 
     predictor.generator.load_state_dict(maker.generator.state_dict())
     for part in KEPT:
         setattr(predictor, part, getattr(bank, part).clone())
-    return AdapterBundle(made, base, banked_parts(made.target, maker.lora_a, bank), predictor)
+    return AdapterBundle(made, base, banked_parts(made.target, maker.lora_a, bank, _saved(base)), predictor)
 
 
-def banked_parts(target: LoraTarget, lora_a: Tensor, bank: Bank) -> AdapterParts:
+def _saved(base: BaseModel) -> dict[str, Tensor]:
+    """RoBERTa's `classifier.dense` as the stored adapters were fitted on; nothing of BERT, which brings its pooler."""
+    if not base.target.saved:
+        return {}
+    folder = model_folder(base.model_name)
+    pooler = dict(zip(("weight", "bias"), (load_weights(folder)[1][name] for name in POOLER), strict=True))
+    return {tensor.name: pooler[tensor.name.rpartition(".")[2]] for tensor in base.target.saved}
+
+
+def banked_parts(target: LoraTarget, lora_a: Tensor, bank: Bank, saved: Mapping[str, Tensor]) -> AdapterParts:
     """The tensors of a bundle over a bank: the default adapter is the mean, the bank's basis the directions.
 
     Args:
         target: its modules in the bank's order: query and value, layer by layer.
         lora_a: `[layers, 2, rank, D]`, shared by the bank's adapters.
+        saved: tensors that every adapter holds whole.
     """
     paths = [module.path for module in target.modules]
     mean = bank.adapters(torch.tensor([len(bank.pairs) - 1]))[0].flatten(0, 1)
     basis = bank.basis.unflatten(-1, mean.shape[1:])
     parts = ({path: part[i].contiguous() for i, path in enumerate(paths)} for part in (lora_a.flatten(0, 1), mean, basis))
-    return AdapterParts(*parts)
+    return AdapterParts(*parts, dict(saved))

@@ -134,6 +134,7 @@ class BaseModel(nn.Module):
         """Have it loaded; raises as `model` does."""
         _ = self.model
 
+    @torch.inference_mode(False)  # its parameters are to be used outside of it too
     def _load(self) -> None:
         folder = self._folder()
         prepare_imports()

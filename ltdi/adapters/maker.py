@@ -24,7 +24,7 @@ class AdapterConfig:
     """What a generator of adapters is.
 
     Args:
-        model: the encoder, `all-MiniLM-L6-v2` or the path of a BERT.
+        model: the encoder, `all-MiniLM-L6-v2` or the path of a BERT or RoBERTa.
         digest: SHA-256 of its weights; not compared where empty.
         max_tokens: of a text or a pair.
         scale: lora_alpha / r.

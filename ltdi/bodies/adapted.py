@@ -1,4 +1,4 @@
-"""A BERT encoder whose query and value projections carry LoRA adapters, one adapter for each task of a batch.
+"""A BERT or RoBERTa encoder whose query and value projections carry LoRA adapters, one adapter for each task of a batch.
 
 It reads a Hugging Face folder (`config.json`, `model.safetensors`, `tokenizer.json`) and needs neither transformers
 nor PEFT: generating an adapter takes forward passes of the encoder under several adapters at once.
@@ -18,12 +18,15 @@ from torch.nn import functional as F
 from ltdi.errors import UnsupportedInput
 from ltdi.files import read_safetensors
 
+POOLER = ("pooler.dense.weight", "pooler.dense.bias")
 GRID = 4  # padded lengths are multiples of it
+PREFIXES = ("bert.", "roberta.")
+AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")  # positions count from the padding token's number on
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Texts as the encoder reads them: `ids`, `kinds` (token types) and `mask`, each `[M, L]`, padded at the end."""
+    """Texts as the encoder reads them: `ids`, `kinds` (1 in the second text of a pair) and `mask`, each `[M, L]`, padded at the end."""
 
     ids: Tensor
     kinds: Tensor
@@ -51,18 +54,19 @@ class Target:
 
 
 class AdaptedBert:
-    """A frozen BERT with adapters given at each call.
+    """A frozen BERT or RoBERTa with adapters given at each call.
 
     Args:
         config: of the model's folder.
-        weights: the model's tensors by BertModel's names, float32.
+        weights: the model's tensors by BertModel's names, float32; RoBERTa's `classifier.dense` is the pooler.
         lora_a: `[layers, 2, rank, D]`, shared by all adapters: query's and value's.
         scale: lora_alpha / r.
     """
 
     def __init__(self, config: dict, weights: dict[str, Tensor], lora_a: Tensor, scale: float = 2.0) -> None:
         if config.get("hidden_act", "gelu") != "gelu" or config.get("position_embedding_type", "absolute") != "absolute":
-            raise UnsupportedInput("the encoder is no plain BERT: it needs gelu and absolute positions")
+            raise UnsupportedInput("the encoder is no plain BERT or RoBERTa: it needs gelu and absolute positions")
+        self.first = config["pad_token_id"] + 1 if config.get("model_type") in AFTER_PADDING else 0  # position
         self.layers, self.size = config["num_hidden_layers"], config["hidden_size"]
         self.heads, self.eps = config["num_attention_heads"], config["layer_norm_eps"]
         if lora_a.shape[0] != self.layers or lora_a.shape[-1] != self.size:
@@ -92,13 +96,14 @@ class AdaptedBert:
     def embed(self, tokens: Tokens) -> Tensor:
         """The embedding layer's output, `[M, L, D]`."""
         w, length = self.weights, tokens.ids.shape[1]
+        kinds = w["embeddings.token_type_embeddings.weight"]
         h = F.embedding(tokens.ids, w["embeddings.word_embeddings.weight"])
-        h = h + w["embeddings.position_embeddings.weight"][:length]
-        h = h + F.embedding(tokens.kinds, w["embeddings.token_type_embeddings.weight"])
+        h = h + w["embeddings.position_embeddings.weight"][self.first : self.first + length]
+        h = h + F.embedding(tokens.kinds.clamp_max(len(kinds) - 1), kinds)
         return self._norm(h, "embeddings.LayerNorm")
 
     def pooler(self, first: Tensor) -> Tensor:
-        """BERT's pooler on the hidden states of [CLS], `[M, D]`."""
+        """BERT's pooler, or RoBERTa's `classifier.dense`, on the hidden states of the first token, `[M, D]`."""
         return torch.tanh(F.linear(first, self.weights["pooler.dense.weight"], self.weights["pooler.dense.bias"]))
 
     def _layer(self, h: Tensor, i: int, mask: Tensor, lora_b: Tensor | None) -> Tensor:
@@ -128,15 +133,23 @@ class AdaptedBert:
 
 
 def load_weights(folder: Path) -> tuple[dict, dict[str, Tensor]]:
-    """`config.json` and the tensors of a BERT folder, by BertModel's names, float32.
+    """`config.json` and the tensors of a BERT or RoBERTa folder, by BertModel's names, float32.
+
+    A RoBERTa without a pooler gets one that changes nothing before its tanh.
 
     Raises:
         DamagedFile: the weights cannot be read.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     tensors, _ = read_safetensors(folder / "model.safetensors", "encoder")
-    own = {name.removeprefix("bert."): tensor for name, tensor in tensors.items()}
-    return config, {name: tensor.float() for name, tensor in own.items() if tensor.is_floating_point()}
+    own = {_bare(name): tensor.float() for name, tensor in tensors.items() if tensor.is_floating_point()}
+    if config.get("model_type") in AFTER_PADDING and POOLER[0] not in own:
+        own |= dict(zip(POOLER, (torch.eye(config["hidden_size"]), torch.zeros(config["hidden_size"])), strict=True))
+    return config, own
+
+
+def _bare(name: str) -> str:
+    return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
 
 
 def mean_pooled(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -146,12 +159,17 @@ def mean_pooled(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def tokenize(folder: Path, texts: Sequence[str], seconds: Sequence[str] | None = None, most: int = 64) -> Tokens:
-    """Texts, or pairs of texts, as tokens; what is beyond `most` tokens is cut, the longer text of a pair first."""
+    """Texts, or pairs of texts, as tokens; what is beyond `most` tokens is cut, the longer text of a pair first.
+
+    Where the tokenizer does not mark the second texts, as RoBERTa's, `kinds` does.
+    """
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(most, strategy="longest_first")
     tokenizer.enable_padding(pad_to_multiple_of=GRID)
     read = tokenizer.encode_batch(list(texts) if seconds is None else list(zip(texts, seconds, strict=True)))
-    rows = [torch.tensor([getattr(one, part) for one in read]) for part in ("ids", "type_ids", "attention_mask")]
-    return Tokens(*rows)
+    ids, kinds, mask = (torch.tensor([getattr(one, part) for one in read]) for part in ("ids", "type_ids", "attention_mask"))
+    if seconds is not None and not kinds.any():
+        kinds = torch.tensor([[int(text == 1) for text in one.sequence_ids] for one in read])
+    return Tokens(ids, kinds, mask)

@@ -98,7 +98,7 @@ def test_adalora_ends_with_eight_ranks_in_the_mean(base: Path) -> None:
 def test_answers_are_those_of_each_row_alone(base: Path) -> None:
     model, part = tuned_model(base, 3, TuneConfig("lora", 2, 1e-3)).eval(), a_part(9, 1)
     with torch.no_grad():
-        alone = torch.cat([model(**inputs(part.take(torch.tensor([i])))).logits for i in range(9)])
+        alone = torch.cat([model(**inputs(model, part.take(torch.tensor([i])))).logits for i in range(9)])
     found = answers(model, part)
     assert (found - alone).norm() < 0.03 * alone.norm()
     assert torch.corrcoef(torch.stack([found.flatten(), alone.flatten()]))[0, 1] > 0.999

@@ -101,12 +101,12 @@ METHODS: dict[str, Callable[[nn.Module, int], nn.Module]] = {
 
 
 def tuned_model(folder: Path, ways: int, config: TuneConfig) -> nn.Module:
-    """`BertForSequenceClassification` of a folder in float32 with a new classifier, as the method wants it."""
+    """The model for sequence classification of a folder in float32 with a new classifier, as the method wants it."""
     prepare_imports()
-    from transformers import BertForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     with quiet():
-        model = BertForSequenceClassification.from_pretrained(folder, num_labels=ways, dtype=torch.float32)
+        model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=ways, dtype=torch.float32)
     return METHODS[config.method](model, config.steps)
 
 
@@ -159,7 +159,7 @@ def optimisers(model: nn.Module, config: TuneConfig) -> tuple[torch.optim.Optimi
 
 def take_step(model: nn.Module, batch: Part, optimiser: torch.optim.Optimizer, step: int) -> float:
     """Forward, backward, AdamW; AdaLoRA then allots its ranks by the gradients. The loss, with what the method adds to it."""
-    loss = model(**inputs(batch), labels=batch.labels).loss
+    loss = model(**inputs(model, batch), labels=batch.labels).loss
     loss.backward()
     optimiser.step()
     if hasattr(model, "base_model") and hasattr(model.base_model, "update_and_allocate"):
@@ -168,9 +168,10 @@ def take_step(model: nn.Module, batch: Part, optimiser: torch.optim.Optimizer, s
     return loss.item()
 
 
-def inputs(part: Part) -> dict[str, Tensor]:
-    """Tokens by the names that BERT's `forward` has for them."""
-    return {"input_ids": part.tokens.ids, "token_type_ids": part.tokens.kinds, "attention_mask": part.tokens.mask}
+def inputs(model: nn.Module, part: Part) -> dict[str, Tensor]:
+    """Tokens by the names that BERT's and RoBERTa's `forward` has for them; RoBERTa knows one kind alone."""
+    kinds = part.tokens.kinds.clamp_max(model.config.type_vocab_size - 1)
+    return {"input_ids": part.tokens.ids, "token_type_ids": kinds, "attention_mask": part.tokens.mask}
 
 
 def shuffled(train: Part, config: TuneConfig) -> Iterator[Part]:
@@ -193,5 +194,5 @@ def answers(model: nn.Module, part: Part) -> Tensor:
     order = part.tokens.mask.sum(1).argsort()
     groups = order.split(max(BATCH_TOKENS // part.tokens.mask.shape[1], 1))
     with torch.autocast("cpu", torch.bfloat16):
-        found = [model(**inputs(part.take(rows))).logits for rows in groups]
+        found = [model(**inputs(model, part.take(rows))).logits for rows in groups]
     return torch.cat(found).float()[order.argsort()]

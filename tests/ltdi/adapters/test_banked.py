@@ -26,9 +26,10 @@ def draw(*shape: int) -> torch.Tensor:
     return 0.2 * torch.randn(*shape, generator=DICE)
 
 
-def test_the_bundle_s_adapters_are_the_generator_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_the_bundle_s_adapters_are_the_generator_s(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltdi.adapters.base.pays", lambda device: False)  # looks to the last digit
-    folder = write_base(tmp_path / "toy" / "base")
+    folder = write_base(tmp_path / "toy" / "base", kind)
     lora_a, start = draw(2, 2, 4, 32), draw(2, 2, 32, 4)
     heads = [[draw(2 + i % 2, 33) for i in range(9)] for _ in range(2)]
     bank = make_bank(start, start + draw(9, 4, 2, 2, 32, 4), start + draw(2, 2, 32, 4), *heads, [False] * 9, torch.nn.functional.normalize(draw(9, 32), dim=1), [draw(2, 32) for _ in range(9)], 7)
@@ -50,4 +51,8 @@ def test_the_bundle_s_adapters_are_the_generator_s(tmp_path: Path, monkeypatch: 
     own = torch.stack([made.lora[module.path][1] for module in bundle.config.target.modules]).view(2, 2, 32, 4)
     assert torch.allclose(own, alone.lora_b, atol=1e-5) and not torch.allclose(own, start, atol=1e-2)
     assert 0 <= made.support_accuracy <= 1
+    with torch.no_grad():
+        features = encoder.pooler(encoder.hidden(tokens, own[None])[:, 0])
+    read = bundle.body.features([TEXTS[i] for i in task.example_order], made.lora, 2.0, bundle.parts.saved)
+    assert torch.allclose(read, features, atol=1e-5), "the model reads what the stored adapters were fitted on"
     assert alone.weights.max() < 0.99, "more than one stored task counts"

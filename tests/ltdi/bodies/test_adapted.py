@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 
-from ltdi.bodies.adapted import AdaptedBert, mean_pooled
+from ltdi.bodies.adapted import AdaptedBert, load_weights, mean_pooled, tokenize
 from ltdi.errors import UnsupportedInput
+from tests.ltdi.adapters.made import PAIRS, transformers, write_base
 from tests.tiny_bert import CONFIG, tiny_bert, tiny_tokens, tiny_weights
 
 
@@ -34,6 +36,27 @@ def test_without_an_adapter_it_is_the_model_of_transformers() -> None:
     real = tokens.mask.bool()
     assert torch.allclose(hidden[real], wanted.last_hidden_state[real], atol=1e-5)
     assert torch.allclose(encoder.pooler(hidden[:, 0]), wanted.pooler_output, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooler", [True, False])
+def test_a_roberta_is_that_of_transformers(tmp_path: Path, pooler: bool) -> None:
+    library = transformers()
+    write_base(tmp_path, "roberta", pad_token_id=1, type_vocab_size=1)
+    if pooler:
+        library.RobertaModel.from_pretrained(tmp_path, add_pooling_layer=True).save_pretrained(tmp_path)
+    config, weights = load_weights(tmp_path)
+    encoder = AdaptedBert(config, weights, torch.zeros(2, 2, 2, 32))
+    tokens = tokenize(tmp_path, *zip(*PAIRS, strict=True), most=16)
+    assert tokens.kinds.any() and not tokens.mask.all() and not tokens.kinds[:, 0].any()
+    model = library.RobertaModel.from_pretrained(tmp_path, add_pooling_layer=pooler).eval()
+    with torch.no_grad():
+        ids = tokens.ids.masked_fill(tokens.mask == 0, 1)
+        wanted = model(input_ids=ids, attention_mask=tokens.mask)
+        hidden = encoder.hidden(tokens)
+    real = tokens.mask.bool()
+    assert torch.allclose(hidden[real], wanted.last_hidden_state[real], atol=1e-5)
+    first = wanted.pooler_output if pooler else torch.tanh(hidden[:, 0])
+    assert torch.allclose(encoder.pooler(hidden[:, 0]), first, atol=1e-5)
 
 
 def test_an_adapter_is_the_weights_with_b_a_added() -> None:
