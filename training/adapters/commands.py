@@ -171,19 +171,33 @@ def run_export(args: argparse.Namespace) -> None:
 
 
 def run_bundle(args: argparse.Namespace) -> None:
-    """What `export` wrote as a bundle that the service takes, with the card of the `table` in `--results`."""
-    maker, base = load_maker(args.out / "bundle"), f"sentence-transformers/{args.model}"
+    """What `export` wrote as a bundle that the service takes, with the card of the `table` in `--results` if that is of this model."""
+    maker, base = load_maker(args.out / "bundle"), hub_name(args.model)
     digest = banked_bundle(maker, args.bundle.name, base).save(args.bundle)
-    table = json.loads(args.results.read_text(encoding="utf-8"))
+    say(f"bundle {args.bundle}, digest {digest}")
+    table = table_of(args.results, args.model)
+    if table is None:
+        say(f"{args.results} is no table of {args.model}: the bundle has no card; make one by `evaluate`, `table` and `bundle` again")
+        return
     card = card_of(args.bundle.name, digest, base, len(maker.config.tasks), table)
     write_json(args.bundle / "card.json", card)
     write_bytes(args.bundle / "card.md", (card["text"] + "\n").encode())
-    say(f"bundle {args.bundle}, digest {digest}")
+
+
+def hub_name(model: str) -> str:
+    """What adapters call their base model unless a request says otherwise: where the shipped encoder is found; a path as it is."""
+    return f"sentence-transformers/{model}" if model == MODEL else model
+
+
+def table_of(results: Path, model: str) -> dict | None:
+    """What `table` wrote, where it is of this model."""
+    said = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+    return said if said.get("model") == model else None
 
 
 def run_table(args: argparse.Namespace) -> None:
     """The table of all that is measured, into `--results`."""
-    table = make_table(read_results(args.out / "eval"))
+    table = {"model": args.model} | make_table(read_results(args.out / "eval"))
     write_json(args.results, table)
     for line in lines(table):
         say(line)
