@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,14 +129,20 @@ def update_average(average: nn.Module, model: nn.Module, decay: float, step: int
             kept.copy_(new)
 
 
-def train_body(config: BodyConfig, data: ClassImages, out: Path) -> Conv4:
+def train_body(
+    config: BodyConfig, data: ClassImages, out: Path, build: Callable[[], nn.Module] | None = None
+) -> nn.Module:
     """Train, writing `body.ckpt.safetensors` under `out`; goes on from it where it is there.
+
+    Args:
+        build: makes another body than `Conv4`.
 
     Returns:
         The averaged body, in evaluation mode.
     """
     torch.manual_seed(config.seed)
-    body, average = (Conv4(config.channels, data.images.shape[-1]) for _ in range(2))
+    build = build or (lambda: Conv4(config.channels, data.images.shape[-1]))
+    body, average = build(), build()
     average.load_state_dict(body.state_dict())
     optimizer = torch.optim.AdamW(body.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     checkpoint, first = out / "body.ckpt.safetensors", 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,11 +66,16 @@ class ClassifyConfig:
 
 
 class Classifier(nn.Module):
-    """A body under training: cosine similarity to a direction for each class and turn."""
+    """A body under training: cosine similarity to a direction for each class and turn.
 
-    def __init__(self, config: ClassifyConfig, classes: int) -> None:
+    Args:
+        body: has `roots`, `centre` and `feature_size`, as `PhotoConv4`.
+        classes: before they are turned.
+    """
+
+    def __init__(self, body: nn.Module, classes: int) -> None:
         super().__init__()
-        self.body = PhotoConv4(config.widths, config.image_size)
+        self.body = body
         self.directions = nn.Parameter(torch.randn(4 * classes, self.body.feature_size))
         self.sharpness = nn.Parameter(torch.tensor(math.log(12.0)))
 
@@ -147,18 +153,21 @@ def class_means_loss(model: Classifier, data: ClassImages, config: ClassifyConfi
 
 
 def train_classifier(
-    config: ClassifyConfig, data: ClassImages, out: Path, start: dict[str, Tensor] | None = None
-) -> PhotoConv4:
+    config: ClassifyConfig, data: ClassImages, out: Path, start: dict[str, Tensor] | None = None,
+    build: Callable[[], nn.Module] | None = None,
+) -> nn.Module:  # fmt: skip
     """Train, writing `body.ckpt.safetensors` under `out`; goes on from it where it is there.
 
     Args:
         start: a body to begin with.
+        build: makes another body than `PhotoConv4`, with `roots`, `centre` and `feature_size`.
 
     Returns:
         The averaged body, in evaluation mode.
     """
     torch.manual_seed(config.seed)
-    model, average = Classifier(config, len(data)), PhotoConv4(config.widths, config.image_size)
+    build = build or (lambda: PhotoConv4(config.widths, config.image_size))
+    model, average = Classifier(build(), len(data)), build()
     if start is not None:
         model.body.load_state_dict(start)
     average.load_state_dict(model.body.state_dict())
@@ -185,7 +194,7 @@ def train_classifier(
 
 
 @torch.inference_mode()
-def mean_roots(body: PhotoConv4, data: ClassImages, most: int = 50) -> Tensor:
+def mean_roots(body: nn.Module, data: ClassImages, most: int = 50) -> Tensor:
     """What the body's features are centred by, `[D]`: the mean over `most` images of each class, as they will be used.
 
     The centre that training keeps is of batches: normalised by their own statistics, cropped and coloured.
@@ -195,13 +204,13 @@ def mean_roots(body: PhotoConv4, data: ClassImages, most: int = 50) -> Tensor:
 
 
 def _save(
-    path: Path, model: Classifier, average: PhotoConv4, optimizer: torch.optim.Optimizer, step: int
+    path: Path, model: Classifier, average: nn.Module, optimizer: torch.optim.Optimizer, step: int
 ) -> None:
     own = with_prefix("model.", model.state_dict()) | with_prefix("average.", average.state_dict())
     save_checkpoint(path, own | optimizer_tensors(optimizer), {"step": step})
 
 
-def _resume(path: Path, model: Classifier, average: PhotoConv4, optimizer: torch.optim.Optimizer) -> int:
+def _resume(path: Path, model: Classifier, average: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """The step to go on from."""
     if not path.exists():
         return 0

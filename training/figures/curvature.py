@@ -37,7 +37,7 @@ def measure(setting: Setting) -> dict[str, Any]:
 def _at_radius(setting: Setting, target: str, radius: float, seeds: tuple[int, ...]) -> dict[str, Any]:
     rows = []
     for seed in seeds:
-        lab = setting.lab(target=target, sam_radius=radius, seed=seed)
+        lab = setting.lab(seed, target=target, sam_radius=radius)
         tasks = lab.tasks(setting.part, min(TASKS, lab.config.measured))
         losses = loss_of(lab.config, tasks)
         rows.append({
@@ -69,7 +69,7 @@ def bound(setting: Setting) -> dict[str, Any]:
     """
     lab = setting.lab()
     tasks = lab.measured(setting.part)
-    model = setting.model(lab, 0, 3)
+    model = setting.model(lab, 3)
     losses, optimum = loss_of(lab.config, tasks), exact_optimum(lab.config, tasks)
     mu, smooth = lab.config.weight_decay, smoothness(lab.config, tasks)
     generated = model.generate(lab, tasks).heads

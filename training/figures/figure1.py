@@ -26,7 +26,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     """Chains of one task in the plane of most of their movement, the loss on it, and over all tasks how near chains end."""
     lab = setting.lab()
     tasks = lab.measured(setting.part)
-    models = {name: setting.model(lab, 0, m) for name, m in KINDS.items()}
+    models = {name: setting.model(lab, m) for name, m in KINDS.items()}
     chains = {name: _chains(model, tasks) for name, model in models.items()}
     optimum = lab.codec.encode(tasks.optimum)[SHOWN].flatten()
     plane = _plane(torch.cat([chain.flatten(0, 1) for chain in chains.values()]), optimum)
@@ -34,7 +34,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     path = ((lab.codec.encode(tasks.path[:, SHOWN]).flatten(1) - optimum) @ plane).tolist()
     return {
         "chains": flat, "descent": path, "landscape": _landscape(lab, tasks, plane, [*flat.values(), [path]], optimum),
-        "deviation": {name: _deviation(setting, lab, m) for name, m in KINDS.items()},
+        "deviation": {name: _deviation(setting, m) for name, m in KINDS.items()},
     }  # fmt: skip
 
 
@@ -62,12 +62,13 @@ def _landscape(lab: Lab, tasks: Tasks, plane: Tensor, drawn: list[Any], optimum:
     return {"x": x.tolist(), "y": y.tolist(), "loss": loss_of(lab.config, one)(heads).view(GRID, GRID).tolist()}
 
 
-def _deviation(setting: Setting, lab: Lab, segments: int) -> dict[str, Any]:
+def _deviation(setting: Setting, segments: int) -> dict[str, Any]:
     """Over all tasks and seeds: distance to the optimum and the loss above it at the end, and the spread of four draws."""
-    tasks, losses = lab.measured(setting.part), loss_of(lab.config, lab.measured(setting.part))
     found: dict[str, list[float]] = {"error": [], "loss": [], "spread": []}
     for seed in setting.seeds:
-        model = setting.model(lab, seed, segments)
+        lab = setting.lab(seed)
+        tasks, losses = lab.measured(setting.part), loss_of(lab.config, lab.measured(setting.part))
+        model = setting.model(lab, segments)
         draws = [model.generate(lab, tasks, draw) for draw in range(CHAINS)]
         heads = torch.stack([lab.codec.encode(one.heads) for one in draws])
         found["error"].append(float(draws[0].error.mean()))

@@ -22,17 +22,13 @@ def measure(setting: Setting) -> dict[str, Any]:
     """Error and accuracy by shots and m, and what needs no chain beside them."""
     found: dict[str, Any] = {}
     for shots in (1, 5):
-        lab = setting.lab(shots=shots)
         rows = {}
         for m in setting.some(SEGMENTS, 3):
-            made = [setting.model(lab, seed, m).generate(lab, lab.measured(setting.part)) for seed in setting.seeds]
-            rows[str(m)] = {
-                "error": interval([float(one.error.mean()) for one in made]),
-                "accuracy": interval([float(one.accuracy.mean()) for one in made]),
-            }
+            ends = [setting.model(setting.lab(seed, shots=shots), m).curve[-1] for seed in setting.seeds]
+            rows[str(m)] = {key: interval([end[key] for end in ends]) for key in ("error", "accuracy")}
         for row in rows.values():
             row["error_minus_vanilla"] = difference(row["error"], rows["1"]["error"])
-        found[f"{shots}-shot"] = {"by_segments": rows, "references": references(lab, setting.part)}
+        found[f"{shots}-shot"] = {"by_segments": rows, "references": references(setting, shots)}
     return found
 
 
@@ -44,7 +40,7 @@ def draw(values: dict[str, Any], path: Path) -> None:
         plots.curve(axis, [int(m) + 1 for m in rows], [row["error"] for row in rows.values()], color=plots.TRAJECTORY, label="Lt-Di")
         vanilla = rows["1"]["error"]
         axis.axhline(vanilla["mean"], color=plots.VANILLA, ls="--", lw=1.2, label="Lv-Di (length 2)")
-        linear = column["references"]["linear map of the class means"]["error"]
+        linear = column["references"]["linear map of the class means"]["error"]["mean"]
         axis.axhline(linear, color=plots.GREY, ls=":", lw=1.2, label="linear map of the class means")
         axis.set_title(f"5-way {name}", fontsize=10)
         axis.set_xlabel("trajectory length, m + 1 waypoints")
@@ -61,7 +57,7 @@ def see(values: dict[str, Any]) -> list[str]:
         lines.append(f"| {m} | " + " | ".join(f"{text(c['error'])}, {text(c['accuracy'], 2)}" for c in cells) + " |")
     for name in next(iter(values.values()))["references"]:
         cells = [column["references"][name] for column in values.values()]
-        shown = [f"{'none' if c['error'] is None else format(c['error'], '.3f')}, {c['accuracy']:.2f}" for c in cells]
+        shown = [f"{'none' if c['error'] is None else text(c['error'], 3)}, {text(c['accuracy'], 2)}" for c in cells]
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
     return lines
 

@@ -16,7 +16,7 @@ SEGMENTS, CONVERGED = 3, 0.9
 
 def measure(setting: Setting) -> dict[str, Any]:
     """L_i by batch, and the batch by which each had made nine tenths of its way."""
-    curves = [setting.model(setting.lab(), seed, SEGMENTS).curve for seed in setting.seeds]
+    curves = [setting.model(setting.lab(seed), SEGMENTS).curve for seed in setting.seeds]
     batches = [int(point["batch"]) for point in curves[0]]
     names = [f"segment_{i}" for i in range(SEGMENTS)]
     losses = {name: [interval([curve[i][name] for curve in curves]) for i in range(len(batches))] for name in names}

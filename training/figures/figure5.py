@@ -20,12 +20,11 @@ STEPS = (5, 10, 20, 50, 100)
 
 def measure(setting: Setting) -> dict[str, Any]:
     """Error by batches trained at T = 20, and by T at the end of training."""
-    lab = setting.lab()
     by_steps: dict[str, Any] = {}
     for steps in setting.some(STEPS):
-        models = {name: [setting.model(lab, s, m, steps) for s in setting.seeds] for name, m in KINDS.items()}
+        models = {name: [setting.model(setting.lab(s), m, steps) for s in setting.seeds] for name, m in KINDS.items()}
         by_steps[str(steps)] = _row({name: [model.curve[-1] for model in found] for name, found in models.items()})
-    own = {name: [setting.model(lab, s, m).curve for s in setting.seeds] for name, m in KINDS.items()}
+    own = {name: [setting.model(setting.lab(s), m).curve for s in setting.seeds] for name, m in KINDS.items()}
     by_time = [_row({name: [curve[i] for curve in curves] for name, curves in own.items()}) for i in range(len(own["Lv-Di"][0]))]
     return {"by_time": by_time, "by_steps": by_steps}
 

@@ -31,13 +31,13 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 
 def _row(setting: Setting, target: str, changes: dict[str, Any]) -> dict[str, Any]:
-    lab = setting.lab(target=target, **changes)
-    curves = [setting.model(lab, seed, SEGMENTS).curve for seed in setting.seeds[:MOST_SEEDS]]
+    labs = [setting.lab(seed, target=target, **changes) for seed in setting.seeds[:MOST_SEEDS]]
+    curves = [setting.model(lab, SEGMENTS).curve for lab in labs]
     points = range(len(curves[0]))
     return {
         "seconds": [interval([curve[i]["seconds"] for curve in curves]) for i in points],
         "accuracy": [interval([curve[i]["accuracy"] for curve in curves]) for i in points],
-        "prepared": float(lab.train.accuracy(lab.train.optimum).mean()),
+        "prepared": interval([float(lab.train.accuracy(lab.train.optimum).mean()) for lab in labs]),
     }
 
 
@@ -62,7 +62,7 @@ def see(values: dict[str, Any]) -> list[str]:
     lines = ["| targets | prepared with | their own accuracy on training classes | generated, at the end | minus neither |", "|---|---|---|---|---|"]
     for target, rows in values.items():
         for name, row in rows.items():
-            cells = f"{row['prepared']:.2f} | {text(row['accuracy'][-1], 2)} | {text(row['difference'], 2, signed=True)}"
+            cells = f"{text(row['prepared'], 2)} | {text(row['accuracy'][-1], 2)} | {text(row['difference'], 2, signed=True)}"
             lines.append(f"| {target.replace('_', '-')} | {name} | {cells} |")
     return lines
 

@@ -18,10 +18,10 @@ STABLE = 1.0
 
 def measure(setting: Setting) -> dict[str, Any]:
     """Accuracy and error of each pair; at most three seeds."""
-    lab, cells = setting.lab(), {}
+    cells = {}
     for m in setting.some(SEGMENTS):
         for steps in setting.some(STEPS):
-            ends = [setting.model(lab, seed, m, steps).curve[-1] for seed in setting.seeds[:MOST_SEEDS]]
+            ends = [setting.model(setting.lab(seed), m, steps).curve[-1] for seed in setting.seeds[:MOST_SEEDS]]
             cells[f"{m}, {steps}"] = {key: interval([end[key] for end in ends]) for key in ("accuracy", "error")}
     return {"segments": setting.some(SEGMENTS), "steps": setting.some(STEPS), "cells": cells}
 

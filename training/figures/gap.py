@@ -34,9 +34,9 @@ def measure(setting: Setting) -> dict[str, Any]:
     steps: dict[str, Any] = {}
     for schedule, own in setting.some(list(SCHEDULES.items())):
         for name, m in KINDS.items():
-            steps[f"{name}, {schedule}"] = by_step(lab, setting.model(lab, 0, m, schedule=dict(own)), setting.part)
-    closed = by_step(lab, setting.model(lab, 0, 3, visited=0.5), setting.part)
-    closing = {str(m): _closing(setting, lab, m) for m in CLOSED}
+            steps[f"{name}, {schedule}"] = by_step(lab, setting.model(lab, m, schedule=dict(own)), setting.part)
+    closed = by_step(lab, setting.model(lab, 3, visited=0.5), setting.part)
+    closing = {str(m): _closing(setting, m) for m in CLOSED}
     return {"by_step": steps | {"Lt-Di, cosine, half visited": closed}, "closing": closing}
 
 
@@ -76,10 +76,10 @@ def _waypoint_error(model: Model, x: Tensor, t: int, condition: Tensor, waypoint
     return float((answer - waypoint).square().mean())
 
 
-def _closing(setting: Setting, lab: Lab, segments: int) -> dict[str, Any]:
+def _closing(setting: Setting, segments: int) -> dict[str, Any]:
     """Error without and with visited states among those trained on."""
     found = {
-        str(share): interval([setting.model(lab, s, segments, visited=share).curve[-1]["error"] for s in setting.seeds[:MOST_SEEDS]])
+        str(share): interval([setting.model(setting.lab(s), segments, visited=share).curve[-1]["error"] for s in setting.seeds[:MOST_SEEDS]])
         for share in (0.0, 0.5)
     }
     return found | {"difference": difference(found["0.5"], found["0.0"])}

@@ -26,7 +26,13 @@ BLOCK = 50
 
 def measure(setting: Setting) -> dict[str, Any]:
     """Each row: distance to the nearest training optimum, to the task's own optimum, accuracy; over seeds."""
-    lab = setting.lab()
+    found = [_of_seed(setting, seed) for seed in setting.seeds]
+    rows = {name: {key: interval([one[name][key] for one in found]) for key in row} for name, row in found[0].items()}
+    return {"training_heads": len(setting.lab().train.classes), "rows": rows}
+
+
+def _of_seed(setting: Setting, seed: int) -> dict[str, dict[str, float]]:
+    lab = setting.lab(seed)
     tasks, known = lab.measured(setting.part), lab.codec.encode(lab.train.optimum)
     own = lab.codec.encode(tasks.optimum)
     fixed = {
@@ -36,23 +42,23 @@ def measure(setting: Setting) -> dict[str, Any]:
         "training head of the nearest support": known[_nearest_support(lab, tasks)],
         "mean training head": torch.zeros_like(own),
     }
-    rows = {name: _row(lab, tasks, known, [heads]) for name, heads in fixed.items()}
+    rows = {name: _row(lab, tasks, known, heads) for name, heads in fixed.items()}
     for name, m in KINDS.items():
-        models = [setting.model(lab, seed, m) for seed in setting.seeds]
-        made = [lab.codec.encode(model.generate(lab, tasks).heads) for model in models]
+        model = setting.model(lab, m)
+        made = lab.codec.encode(model.generate(lab, tasks).heads)
         rows[f"{name}, generated"] = _row(lab, tasks, known, made)
-        rows[f"{name}, generated, to the optimum's length"] = _row(lab, tasks, known, [_as_long(heads, own) for heads in made])
-        other = [model.chain(condition_of(tasks).roll(1, 0), noise_of(tasks, 0)).view_as(own) for model in models]
+        rows[f"{name}, generated, to the optimum's length"] = _row(lab, tasks, known, _as_long(made, own))
+        other = model.chain(condition_of(tasks).roll(1, 0), noise_of(tasks, 0)).view_as(own)
         rows[f"{name}, support of another task"] = _row(lab, tasks, known, other)
-    return {"training_heads": len(known), "rows": rows}
+    return rows
 
 
-def _row(lab: Lab, tasks: Tasks, known: Tensor, made: list[Tensor]) -> dict[str, Any]:
+def _row(lab: Lab, tasks: Tasks, known: Tensor, heads: Tensor) -> dict[str, float]:
     own = lab.codec.encode(tasks.optimum)
     return {
-        "to_training": interval([float(nearest(heads, known)[0].mean()) for heads in made]),
-        "to_own": interval([float((heads - own).square().flatten(1).mean(1).mean()) for heads in made]),
-        "accuracy": interval([float(tasks.accuracy(lab.codec.decode(heads)).mean()) for heads in made]),
+        "to_training": float(nearest(heads, known)[0].mean()),
+        "to_own": float((heads - own).square().flatten(1).mean(1).mean()),
+        "accuracy": float(tasks.accuracy(lab.codec.decode(heads)).mean()),
     }
 
 

@@ -6,13 +6,23 @@ import torch
 from torch import Tensor
 
 from ltdi import baselines
+from training.figures.record import Interval, interval
+from training.figures.setting import Setting
 from training.figures.tasks import Lab, Tasks
 
 PENALTIES = (1e-4, 1e-3, 1e-2)
 
 
-def references(lab: Lab, part: str) -> dict[str, dict[str, float | None]]:
-    """Error (where the head is of the optimum's kind) and accuracy of each."""
+def references(setting: Setting, shots: int) -> dict[str, dict[str, Interval | None]]:
+    """Error (where the head is of the optimum's kind) and accuracy of each, over the seeds."""
+    found = [_of_lab(setting.lab(seed, shots=shots), setting.part) for seed in setting.seeds]
+    return {
+        name: {key: None if row[key] is None else interval([one[name][key] for one in found]) for key in row}
+        for name, row in found[0].items()
+    }
+
+
+def _of_lab(lab: Lab, part: str) -> dict[str, dict[str, float | None]]:
     tasks = lab.measured(part)
     linear = lab.codec.decode(linear_map(lab, tasks))
     return {

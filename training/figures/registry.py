@@ -20,19 +20,24 @@ from training.figures import (
     gap,
     memorisation,
     table1,
+    table7,
     variants,
 )
+from training.figures.elsewhere import Elsewhere
 from training.figures.record import write_record
 from training.figures.setting import Setting
 from training.runs import commit
 
-FIGURES: dict[str, ModuleType] = {
-    "table1": table1, "figure1": figure1, "figure3": figure3, "figure4": figure4, "figure5": figure5, "figure6": figure6,
-    "figure7": figure7, "curvature": curvature, "gap": gap, "variants": variants, "memorisation": memorisation,
+MINI = "mini-imagenet"
+FIGURES: dict[str, ModuleType | Elsewhere] = {
+    "table1": table1, "table1-mini": Elsewhere(table1, MINI), "figure1": figure1, "figure3": figure3,
+    "figure3-mini": Elsewhere(figure3, MINI), "figure4": figure4, "figure5": figure5, "figure5-mini": Elsewhere(figure5, MINI),
+    "figure6": figure6, "figure7": figure7, "figure8": Elsewhere(figure7, MINI), "table7": table7, "table8": Elsewhere(table7, MINI),
+    "curvature": curvature, "gap": gap, "variants": variants, "memorisation": memorisation,
 }  # fmt: skip
 
 
-def figure(name: str) -> ModuleType:
+def figure(name: str) -> ModuleType | Elsewhere:
     """The module of a figure.
 
     Raises:
@@ -43,13 +48,17 @@ def figure(name: str) -> ModuleType:
     return FIGURES[name]
 
 
+def _on(module: ModuleType | Elsewhere, setting: Setting) -> Setting:
+    return module.on(setting) if isinstance(module, Elsewhere) else setting
+
+
 def make(name: str, setting: Setting, out: Path) -> dict[str, Any]:
     """Measure and draw one figure; `NAME.json` and `NAME.png` under `out`."""
     module, started = figure(name), time.process_time()
     values = module.measure(setting)
     result = {
         "figure": name, "title": module.TITLE, "commit": commit(), "seeds": list(setting.seeds), "part": setting.part,
-        "quick": setting.quick, "budget": setting.budget, "seconds": round(time.process_time() - started, 1), "values": values,
+        "quick": setting.quick, "budget": _on(module, setting).budget, "seconds": round(time.process_time() - started, 1), "values": values,
     }  # fmt: skip
     write_record(out, name, result)
     module.draw(values, out / f"{name}.png")

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from ltdi.bundle import load_bundle
 from ltdi.schedule import ScheduleConfig
+from training.figures.bodies import Bodies
 from training.figures.models import Model, ModelConfig, trained
 from training.figures.tasks import Lab, LabConfig, laboratory
 
-BODY = "omniglot"
 QUICK_LAB = LabConfig(data="made", size=8, tasks=80, measured=30, steps=20)
 QUICK_MODEL = ModelConfig(batches=16, tasks=16, snapshots=3)
 
@@ -25,11 +21,12 @@ class Setting:
     """What all figures share.
 
     Args:
-        data: the folder of the data set.
+        data: the folder of the data sets.
         kept: the folder of features and trained generators; what is there is not made again.
-        seeds: training seeds.
+        seeds: of tasks and starts, training and measured ones, and of training.
         part: classes that are measured on; `val` while choosing.
         quick: made characters and a tiny budget, for tests.
+        images: the set that laboratories are of: `omniglot` or `mini-imagenet`.
     """
 
     data: Path
@@ -37,20 +34,25 @@ class Setting:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     part: str = "test"
     quick: bool = False
+    images: str = "omniglot"
 
-    def lab(self, **changes: Any) -> Lab:
-        """The laboratory with some of its settings changed; the same object at every call."""
-        config = replace(QUICK_LAB if self.quick else LabConfig(), **changes)
-        return laboratory(config, _body(), self.data, self.kept / "features")
+    def lab(self, seed: int = 0, **changes: Any) -> Lab:
+        """The laboratory of a seed's own tasks and starts, with some of its settings changed."""
+        own = QUICK_LAB if self.quick else LabConfig(data=self.images)
+        return laboratory(replace(own, seed=seed, **changes), Bodies(self.data, self.kept, self.quick))
 
-    def model(self, lab: Lab, seed: int, segments: int = 1, steps: int = 20, **changes: Any) -> Model:
-        """A generator of m = `segments` and T = `steps`, trained unless it is kept already."""
+    def model(self, lab: Lab, segments: int = 1, steps: int = 20, **changes: Any) -> Model:
+        """A generator of m = `segments` and T = `steps` with the laboratory's seed, trained unless it is kept already."""
         schedule = changes.pop("schedule", {})
         config = replace(
             QUICK_MODEL if self.quick else ModelConfig(),
-            schedule=ScheduleConfig(steps=steps, segments=segments, **schedule), seed=seed, **changes,
+            schedule=ScheduleConfig(steps=steps, segments=segments, **schedule), seed=lab.config.seed, **changes,
         )  # fmt: skip
         return trained(config, lab, self.kept / "models", self.part)
+
+    def first(self, seeds: int) -> Setting:
+        """The same with the first few seeds."""
+        return replace(self, seeds=self.seeds[:seeds])
 
     def some(self, values: Sequence[Any], few: int = 2) -> list[Any]:
         """All values; of a quick run, the first few."""
@@ -59,10 +61,5 @@ class Setting:
     @property
     def budget(self) -> dict[str, Any]:
         """The budget that every generator has, for the record."""
-        lab, model = (QUICK_LAB, QUICK_MODEL) if self.quick else (LabConfig(), ModelConfig())
-        return {"lab": asdict(lab), "model": asdict(model), "body": BODY}
-
-
-@functools.cache
-def _body() -> nn.Module:
-    return load_bundle(BODY, device="cpu").body
+        lab, model = (QUICK_LAB, QUICK_MODEL) if self.quick else (LabConfig(data=self.images), ModelConfig())
+        return {"lab": asdict(lab), "model": asdict(model)}

@@ -11,22 +11,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
 from ltdi import baselines
 from ltdi.codec import Standardiser
 from ltdi.errors import InvalidConfig
-from training.configs.experiment import READERS
-from training.data.dataset import ClassImages
+from training.figures.bodies import Bodies
 from training.prepare import (
     FitTask,
     Frame,
     PrepareConfig,
     draw_tasks,
-    embed_views,
     fit,
     select_waypoints,
     task_generator,
@@ -34,7 +32,8 @@ from training.prepare import (
 
 TARGETS = ("many_shot", "few_shot")
 STARTS = ("own", "shared")
-IMAGE_SIZE, SHARD = 28, 250
+SHARD = 250
+LABORATORIES = 8  # kept in memory; the paths of 3000 tasks are 240 MB
 PART_SEEDS = {"train": 1, "val": 2, "test": 3}
 
 
@@ -43,7 +42,9 @@ class LabConfig:
     """Which tasks, and how their heads are fitted.
 
     Args:
-        data: which reader: `omniglot`, or `made` for a trial without data.
+        data: which images: `omniglot`, `mini-imagenet`, or `made` for a trial without data.
+        body: which body reads them, of `training.figures.bodies`.
+        most: images of each class that a `many_shot` head is fitted to, the task's own among them.
         size: D, principal components of the features that heads read.
         ways, shots, queries: of a task; queries only where accuracy is measured.
         tasks, measured: trajectories to train on, and tasks to measure on.
@@ -56,6 +57,8 @@ class LabConfig:
     """
 
     data: str = "omniglot"
+    body: str = "conv4"
+    most: int = 100
     size: int = 64
     ways: int = 5
     shots: int = 1
@@ -98,7 +101,7 @@ class Tasks:
     Args:
         support: `[B, N, K, D]`.
         query: `[B, N, Q, D]`, drawings that are not support.
-        items: `[B, N, M, D]`, what the target is fitted to, the drawings themselves.
+        items: `[B, N, M, D]`, what the target is fitted to, the images themselves; none of training tasks.
         path: `[steps + 1, B, N, D + 1]`, the recorded weights, the start first.
         classes: `[B, N]`.
     """
@@ -129,18 +132,17 @@ class Lab:
     """Features, tasks and optima of one `LabConfig`; features are embedded once and kept.
 
     Args:
-        body: frozen, `[M, 1, 28, 28]` to `[M, F]`.
-        data: the folder of the data set.
-        kept: the folder of embedded features.
+        bodies: where images, bodies and features are.
     """
 
-    def __init__(self, config: LabConfig, body: nn.Module, data: Path, kept: Path) -> None:
-        self.config, self._body, self._data, self._kept = config, body, data, kept
+    def __init__(self, config: LabConfig, bodies: Bodies) -> None:
+        self.config, self._bodies = config, bodies
 
     @functools.cached_property
     def train(self) -> Tasks:
         """The tasks that generators learn from, of training classes."""
-        return self.tasks("train", self.config.tasks)
+        made = self.tasks("train", self.config.tasks)
+        return replace(made, items=made.items[:, :, :0].clone())
 
     def measured(self, part: str) -> Tasks:
         """Tasks of new classes, with the optimum that plain gradients reach from the drawings themselves."""
@@ -158,7 +160,7 @@ class Lab:
     def _plain(self) -> Lab:
         """The laboratory of the same tasks without SAM and augmentation."""
         plain = replace(self.config, sam_radius=0.0, views=1, noise=0.0)
-        return self if plain == self.config else laboratory(plain, self._body, self._data, self._kept)
+        return self if plain == self.config else laboratory(plain, self._bodies)
 
     def tasks(self, part: str, count: int) -> Tasks:
         """`count` tasks of a part, as the config fits them."""
@@ -191,8 +193,7 @@ class Lab:
         return Frame.of(rows @ basis), basis
 
     def _embedded(self, part: str) -> Tensor:
-        views = self.config.views if part == "train" else 1
-        return _embedded(self._body, self.config.data, self._data, part, views, self._kept)
+        return self._bodies.features(self.config.data, self.config.body, part, self.config.views if part == "train" else 1)
 
     def _tasks(self, part: str, count: int, bank: Tensor, codec: Standardiser) -> Tasks:
         config, seed = self.config, self.config.seed * 10 + PART_SEEDS[part]
@@ -208,7 +209,7 @@ class Lab:
         config = self.config
         generators = [task_generator(seed, number) for number in numbers]
         classes, order = draw_tasks(config.fit, bank, generators)
-        items = bank[classes.unsqueeze(-1), order]
+        items = bank[classes.unsqueeze(-1), order[..., : config.most]]
         support, query = items[:, :, : config.shots, 0], items[:, :, config.shots :, 0][:, :, : config.queries]
         fitted = items if config.target == "many_shot" else items[:, :, : config.shots]
         start = codec.decode(torch.stack([_noise(config, g) for g in generators]))
@@ -216,17 +217,10 @@ class Lab:
         return Tasks(support, query, fitted[:, :, :, 0], fit(config.fit, task), classes)
 
 
-@functools.cache
-def laboratory(config: LabConfig, body: nn.Module, data: Path, kept: Path) -> Lab:
-    """The same laboratory at every call."""
-    return Lab(config, body, data, kept)
-
-
-@functools.cache
-def _embedded(body: nn.Module, name: str, data: Path, part: str, views: int, kept: Path) -> Tensor:
-    """Features of each drawing of a part and its views, `[classes, drawings, V, F]`; all laboratories share them."""
-    images: ClassImages = READERS[name](data, part, IMAGE_SIZE)
-    return embed_views(body, images, PrepareConfig(views=views), kept / f"{name}-{part}-{views}.safetensors")
+@functools.lru_cache(maxsize=LABORATORIES)
+def laboratory(config: LabConfig, bodies: Bodies) -> Lab:
+    """The same laboratory at every call, of those that were asked for last."""
+    return Lab(config, bodies)
 
 
 def _noise(config: LabConfig, generator: torch.Generator) -> Tensor:
@@ -243,7 +237,7 @@ def loss_of(config: LabConfig, tasks: Tasks) -> Callable[[Tensor], Tensor]:
 
     def loss(heads: Tensor) -> Tensor:
         answers = baselines.logits(heads, features).transpose(1, 2)
-        entropy = nn.functional.cross_entropy(answers, target, reduction="none").mean(1)
+        entropy = F.cross_entropy(answers, target, reduction="none").mean(1)
         return entropy + config.weight_decay / 2 * heads.square().flatten(1).sum(1)
 
     return loss

@@ -35,9 +35,9 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 
 def _variant(setting: Setting, of_lab: dict[str, Any], of_model: dict[str, Any]) -> dict[str, Any]:
-    lab, row = setting.lab(**of_lab), {}
+    row: dict[str, Any] = {}
     for name, m in KINDS.items():
-        ends = [setting.model(lab, s, m, **_copied(of_model)).curve[-1] for s in setting.seeds[:MOST_SEEDS]]
+        ends = [setting.model(setting.lab(s, **of_lab), m, **_copied(of_model)).curve[-1] for s in setting.seeds[:MOST_SEEDS]]
         row[name] = {key: interval([end[key] for end in ends]) for key in ("error", "accuracy")}
     return row | {"error_difference": difference(row["Lt-Di"]["error"], row["Lv-Di"]["error"])}
 

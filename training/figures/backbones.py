@@ -1,0 +1,72 @@
+"""Networks of torchvision as bodies: what stands before their last layer, trained on the classes that generators learn from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ltdi.bodies.photos import LEAST, LENGTH
+from ltdi.torchvision_ops import import_torchvision
+from training.body import BodyConfig, train_body
+from training.classify import ClassifyConfig, train_classifier
+from training.data.dataset import ClassImages
+
+LAST = {"resnet18": "fc", "mobilenet_v2": "classifier", "swin_t": "head"}  # the layer that is left out
+DRAWINGS = BodyConfig(steps=700, classes=48, drawings=4, lr=1e-3, new_classes_from=350, checkpoint_every=50)
+PHOTOS = ClassifyConfig(steps=1500, batch=96, lr=2e-3, checkpoint_every=100)
+
+
+class Backbone(nn.Module):
+    """A network of torchvision without its last layer, from random weights.
+
+    Features are brought to one length, about their mean where they were trained by `training.classify`, as `PhotoConv4`'s are.
+
+    Args:
+        name: of `LAST`.
+        colours: 1 or 3.
+        image_size: side of the square image, pixels.
+    """
+
+    kind = "images"
+    remote = False
+
+    def __init__(self, name: str, colours: int, image_size: int) -> None:
+        super().__init__()
+        self.net = getattr(import_torchvision().models, name)(weights=None)
+        head = getattr(self.net, LAST[name])
+        self.feature_size = (head if isinstance(head, nn.Linear) else head[-1]).in_features
+        setattr(self.net, LAST[name], nn.Identity())
+        self.colours, self.image_size, self._signed = colours, image_size, name == "swin_t"
+        self._half = name == "resnet18"  # where it is quicker
+        self.register_buffer("centre", torch.zeros(self.feature_size))
+        self.to(memory_format=torch.channels_last)
+
+    def roots(self, images: Tensor) -> Tensor:
+        """The network's features of images `[M, 1 or 3, H, W]`, roots where none is negative: `[M, D]`, float32."""
+        images = images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._half and self.training):
+            found = self.net(images).float()
+        return found if self._signed else (found + LEAST).sqrt()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features `[M, D]` of images in 0..1."""
+        return LENGTH * F.normalize(self.roots(images) - self.centre, dim=1)
+
+
+def trained_backbone(name: str, images: ClassImages, out: Path, steps: int | None = None) -> nn.Module:
+    """A body of torchvision trained on classes of drawings or photographs; what is kept under `out` is gone on from.
+
+    Args:
+        steps: in place of the config's own.
+    """
+    colours, side = (3 if images.images.ndim == 5 else 1), images.images.shape[-1]
+    own, train = (PHOTOS, train_classifier) if colours == 3 else (DRAWINGS, train_body)
+    changes = {"image_size": side} | ({} if steps is None else {"steps": steps})
+    if colours == 1:
+        changes["classes"] = min(own.classes, len(images))
+    config = type(own)(**vars(own) | changes)
+    body = train(config, images, out, build=lambda: Backbone(name, colours, side))  # type: ignore[operator]
+    return body.eval().requires_grad_(False)
