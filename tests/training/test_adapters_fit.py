@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,8 +11,9 @@ from tests.ltdi.adapters.test_bank import a_bank, a_generator
 from tests.tiny_bert import tiny_bert, tiny_tokens
 from training.adapters.encoded import EncodedTask, Part
 from training.adapters.fast import FastBert
-from training.adapters.fit import FitConfig, accuracy, dropped, equal_length, fit_adapter, task_loss
+from training.adapters.fit import FitConfig, accuracy, equal_length, fit_adapter, task_loss
 from training.adapters.learn import Episode, LearnConfig, draw_rows, episode_loss, learn, read_episode
+from training.adapters.masking import Masking, dropped, masking_of
 from training.adapters.multitask import MultiTaskConfig, train_multitask
 from training.adapters.start import similarity_loss
 from training.adapters.store import final, prepare, read_store
@@ -64,6 +66,22 @@ def test_token_dropout_leaves_special_tokens_and_padding_alone() -> None:
     assert (changed[:, 0] == 101).all()
     assert (changed[tokens.mask == 0] == 0).all()
     assert 0.4 < float((changed == 103)[:, 1:6].float().mean()) < 0.6
+
+
+def test_words_are_what_lies_behind_the_special_tokens_of_a_tokenizer(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    words = {word: number for number, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", "good", "bad", "<mask>"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    masking = masking_of(tmp_path)
+    assert masking == Masking(6, 4)
+    tokens = replace(tiny_tokens(50), ids=torch.tensor([[0, 4, 5, 2, 1]]).expand(50, -1))
+    changed = dropped(tokens, 0.5, torch.Generator().manual_seed(0), masking).ids
+    assert torch.equal(changed[:, [0, 3, 4]], tokens.ids[:, [0, 3, 4]])
+    assert 0.3 < float((changed[:, 1:3] == 6).float().mean()) < 0.7
+    assert torch.equal(dropped(tokens, 0.5, torch.Generator(), Masking(None, 4)).ids, tokens.ids)
 
 
 def test_the_store_is_resumed_and_made_anew_with_other_settings(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from training.adapters.evaluate import SEEDS, baselines, generated, kept, pick, 
 from training.adapters.fit import FitConfig
 from training.adapters.generators import multitasks, new_generator, read_episodes, read_generator, write_generator
 from training.adapters.learn import LearnConfig, learn
+from training.adapters.masking import masking_of
 from training.adapters.multitask import MultiTaskConfig, train_multitask
 from training.adapters.start import StartConfig, learn_start, save_start
 from training.adapters.store import final, prepare
@@ -78,7 +79,7 @@ def run_start(args: argparse.Namespace) -> None:
 def run_prepare(args: argparse.Namespace) -> None:
     """The store of adapters, those that are measured first."""
     encoder, start = started(args)
-    prepare(encoder, tasks_of(args), start, FitConfig(), args.out / "store", say)
+    prepare(encoder, tasks_of(args), start, FitConfig(), args.out / "store", say, masking_of(found_folder(args.model)))
 
 
 def run_multitask(args: argparse.Namespace) -> None:
@@ -91,7 +92,7 @@ def run_multitask(args: argparse.Namespace) -> None:
         known = others(tasks, fold)
         stored = stored_of(args.out, known)
         heads = [one.classifier[0] for one in stored]
-        lora_b, heads = train_multitask(encoder, known, mean_adapter(stored), heads, MultiTaskConfig(), say)
+        lora_b, heads = train_multitask(encoder, known, mean_adapter(stored), heads, MultiTaskConfig(), say, masking_of(found_folder(args.model)))
         write_multitask(args.out, fold, known, lora_b, heads)
 
 

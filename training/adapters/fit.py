@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltdi.bodies.adapted import AdaptedBert, Tokens
+from ltdi.bodies.adapted import AdaptedBert
 from training.adapters.encoded import EncodedTask, Part, hidden_features
+from training.adapters.masking import BERT, Masking, dropped
 
 FIRST_ROWS, FIRST_SCALE = 64, 4.0
-MASK_TOKEN, FIRST_WORD = 103, 1000  # BERT's [MASK], and the first id of a word piece that is no special token
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class FitConfig:
         rate: of B, reached after a tenth of the steps and lowered to 0.
         head_rate: of the classifier.
         sam_radius: rho, over B and the classifier together; 0 is plain descent.
-        token_dropout: share of words replaced by [MASK] (augmentation).
+        token_dropout: share of words replaced by the mask (augmentation).
         waypoints: m + 1, the start among them.
     """
 
@@ -55,7 +55,9 @@ class Fitted:
     loss: float
 
 
-def fit_adapter(encoder: AdaptedBert, task: EncodedTask, start: Tensor, config: FitConfig) -> Fitted:
+def fit_adapter(
+    encoder: AdaptedBert, task: EncodedTask, start: Tensor, config: FitConfig, masking: Masking = BERT
+) -> Fitted:
     """Algorithm 1 on one task from the shared start `[layers, 2, D, rank]`."""
     draw = torch.Generator().manual_seed(config.seed)
     lora_b = start.clone().requires_grad_(True)
@@ -67,7 +69,7 @@ def fit_adapter(encoder: AdaptedBert, task: EncodedTask, start: Tensor, config: 
     path, losses = [_copy(weights)], []
     for _ in range(config.steps):
         batch = task.train.some(config.batch, draw)
-        batch = replace(batch, tokens=dropped(batch.tokens, config.token_dropout, draw))
+        batch = replace(batch, tokens=dropped(batch.tokens, config.token_dropout, draw, masking))
         losses.append(sam_step(encoder, weights, batch, config.sam_radius))
         optimiser.step()
         schedule.step()
@@ -120,12 +122,6 @@ def task_loss(encoder: AdaptedBert, lora_b: Tensor, head: Tensor, batch: Part) -
     """Cross entropy of the classifier `[N, D + 1]` on the pooler's output under one adapter."""
     features = encoder.pooler(encoder.hidden(batch.tokens, lora_b[None])[:, 0])
     return F.cross_entropy(F.linear(features, head[:, :-1], head[:, -1]), batch.labels)
-
-
-def dropped(tokens: Tokens, share: float, draw: torch.Generator) -> Tokens:
-    """Words replaced by [MASK] with probability `share`."""
-    chosen = (torch.rand(tokens.ids.shape, generator=draw) < share) & (tokens.ids >= FIRST_WORD)
-    return replace(tokens, ids=torch.where(chosen, MASK_TOKEN, tokens.ids))
 
 
 def equal_length(path: list[Tensor], count: int) -> list[int]:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ltdi.bodies.adapted import AdaptedBert
 from training.adapters.encoded import EncodedTask, Part
-from training.adapters.fit import dropped
+from training.adapters.masking import BERT, Masking, dropped
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ def train_multitask(
     heads: Sequence[Tensor],
     config: MultiTaskConfig,
     log: Callable = print,
+    masking: Masking = BERT,
 ) -> tuple[Tensor, list[Tensor]]:
     """B `[layers, 2, D, rank]` of the multi-task LoRA, and each task's classifier on it.
 
@@ -56,7 +57,7 @@ def train_multitask(
             order = order or torch.randperm(len(tasks), generator=draw).tolist()
             i = order.pop()
             batch = tasks[i].train.some(config.rows, draw)
-            batch = replace(batch, tokens=dropped(batch.tokens, config.token_dropout, draw))
+            batch = replace(batch, tokens=dropped(batch.tokens, config.token_dropout, draw, masking))
             loss = shared_loss(encoder, lora_b, own[i], batch) / config.tasks
             loss.backward()
             total += loss.item()

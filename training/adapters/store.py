@@ -15,6 +15,7 @@ from ltdi.bodies.adapted import AdaptedBert
 from ltdi.files import digest, read_safetensors, write_safetensors
 from training.adapters.encoded import EncodedTask
 from training.adapters.fit import FitConfig, accuracy, fit_adapter
+from training.adapters.masking import BERT, Masking
 
 LONG = dict.fromkeys(
     ("mpqa", "subj", "emotion", "irony", "cola", "mrpc", "qnli", "stsb", "rte", "scicite", "trec"), 3
@@ -33,8 +34,9 @@ class Stored:
 
 
 def prepare(
-    encoder: AdaptedBert, tasks: Sequence[EncodedTask], start: Tensor, config: FitConfig, folder: Path, log: Callable = print
-) -> None:
+    encoder: AdaptedBert, tasks: Sequence[EncodedTask], start: Tensor, config: FitConfig, folder: Path, log: Callable = print,
+    masking: Masking = BERT,
+) -> None:  # fmt: skip
     """Fit what is not in the store yet; what was made with another start or other settings is made anew.
 
     Tasks of `LONG` take more steps.
@@ -46,7 +48,7 @@ def prepare(
         if path.is_file() and json.loads(read_safetensors(path, "stored adapter")[1]["said"])["stamp"] == stamp:
             continue
         began = time.monotonic()
-        fitted = fit_adapter(encoder, task, start, own)
+        fitted = fit_adapter(encoder, task, start, own, masking)
         seconds = time.monotonic() - began
         held = accuracy(encoder, fitted.lora_b[0], fitted.classifier[0], task.held)
         said = {"task": task.name, "fold": task.fold, "ways": task.ways, "held_accuracy": round(held, 4),

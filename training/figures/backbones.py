@@ -14,15 +14,16 @@ from training.body import BodyConfig, train_body
 from training.classify import ClassifyConfig, train_classifier
 from training.data.dataset import ClassImages
 
+CENTRING = 0.02  # by which the centre that is kept moves to a batch's
 LAST = {"resnet18": "fc", "mobilenet_v2": "classifier", "swin_t": "head"}  # the layer that is left out
-DRAWINGS = BodyConfig(steps=700, classes=48, drawings=4, lr=1e-3, new_classes_from=350, checkpoint_every=50)
+DRAWINGS = BodyConfig(steps=400, classes=48, drawings=4, lr=3e-3, new_classes_from=200, checkpoint_every=50)
 PHOTOS = ClassifyConfig(steps=1500, batch=96, lr=2e-3, checkpoint_every=100)
 
 
 class Backbone(nn.Module):
     """A network of torchvision without its last layer, from random weights.
 
-    Features are brought to one length, about their mean where they were trained by `training.classify`, as `PhotoConv4`'s are.
+    Features are brought to one length about their mean, as `PhotoConv4`'s are; while it is trained, about that of the batch.
 
     Args:
         name: of `LAST`.
@@ -53,7 +54,12 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features `[M, D]` of images in 0..1."""
-        return LENGTH * F.normalize(self.roots(images) - self.centre, dim=1)
+        found = self.roots(images)
+        if self.training:
+            mean = found.detach().mean(0)
+            self.centre.lerp_(mean, CENTRING)
+            return LENGTH * F.normalize(found - mean, dim=1)
+        return LENGTH * F.normalize(found - self.centre, dim=1)
 
 
 def trained_backbone(name: str, images: ClassImages, out: Path, steps: int | None = None) -> nn.Module:

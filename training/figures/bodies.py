@@ -13,7 +13,7 @@ from ltdi.errors import InvalidConfig
 from ltdi.files import read_safetensors, write_safetensors
 from training.checkpoint import load_checkpoint
 from training.configs import experiment
-from training.configs.experiment import READERS
+from training.configs.experiment import ELSEWHERE, READERS
 from training.data.dataset import ClassImages
 from training.episodes import embed_all
 from training.figures.backbones import LAST, trained_backbone
@@ -41,7 +41,7 @@ class Bodies:
     quick: bool = False
 
     def features(self, images: str, body: str, part: str, views: int = 1) -> Tensor:
-        """Features of each image of a part and its views, `[classes, images, V, F]`.
+        """Features of each image of a part, or of another set of `ELSEWHERE`, and its views, `[classes, images, V, F]`.
 
         Raises:
             InvalidConfig: views of photographs, or an unknown body or set.
@@ -57,6 +57,8 @@ class Bodies:
 
 @functools.cache
 def _images(name: str, data: Path, part: str) -> ClassImages:
+    if part in ELSEWHERE:
+        return READERS[name](data, "test", SIDES[name]) if name == "made" else ELSEWHERE[part](data, SIDES[name])
     return READERS[name](data, part, SIDES[name])
 
 

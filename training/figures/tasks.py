@@ -162,6 +162,12 @@ class Lab:
         plain = replace(self.config, sam_radius=0.0, views=1, noise=0.0)
         return self if plain == self.config else laboratory(plain, self._bodies)
 
+    def elsewhere(self, images: str) -> Tasks:
+        """Tasks of another set of images, in this laboratory's frame and units."""
+        raw = self._bodies.features(self.config.data, self.config.body, images)
+        frame, basis = self._frame
+        return self._tasks("test", self.config.measured, frame.features(raw @ basis), self.codec)
+
     def tasks(self, part: str, count: int) -> Tasks:
         """`count` tasks of a part, as the config fits them."""
         return self._tasks(part, count, self.bank(part), self.codec)
