@@ -5,6 +5,11 @@ from __future__ import annotations
 from ltdi.bundle import Bundle
 from training.configs.experiment import Experiment
 
+WHY_DEFAULTS = (
+    "Why the steps, segments, schedule and weight preparation are what they are: `docs/evidence.md`, "
+    "\"The defaults of the shipped bundles\"."
+)
+
 
 def card_of(experiment: Experiment, bundle: Bundle, result: dict, by_eq2_weight: dict[str, list[dict]]) -> dict:
     """What a user should know of a bundle, with the figures of `ltdi evaluate`.
@@ -46,7 +51,7 @@ def _text(experiment: Experiment, bundle: Bundle) -> str:
         f"# Bundle `{bundle.name}`\n\n"
         f"Recipe `{experiment.recipe}`, {ways} classes, body {bundle.config.body.name} "
         f"({bundle.feature_size} features). Trained on {experiment.terms or experiment.data}: {experiment.trained_on}\n\n"
-        f"{experiment.limits}"
+        f"{experiment.limits}\n\n{WHY_DEFAULTS}"
     )
 
 

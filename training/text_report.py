@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from training.cards import WHY_DEFAULTS
 from training.configs.text import TextExperiment
 
 TITLES = {"examples": "examples", "names": "+ names", "pool": "+ pool", "all": "names and pool"}
@@ -167,7 +168,7 @@ def card_of_text(experiment: TextExperiment, digest: str, result: dict[str, Any]
         "commit": result["commit"],
         "accuracy": accuracy,
         "mean_difference": result["mean_difference"],
-        "text": _text(experiment, result),
+        "text": f"{_text(experiment, result)}\n\n{WHY_DEFAULTS}",
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from training.cards import WHY_DEFAULTS
 from training.runs import commit
 
 TERMS = (
@@ -47,7 +48,9 @@ folds, 16 examples a class, three draws, at most 200 test items; percent). The b
 {chr(10).join(lines)}
 
 It is worth most where a stored task is related: sentiment, kinds of questions, topics of short requests. On pairs of texts
-(inference, paraphrase) and on grammar it is no better than chance allows to say. English alone."""
+(inference, paraphrase) and on grammar it is no better than chance allows to say. English alone.
+
+{WHY_DEFAULTS}"""
     return {
         "bundle_digest": digest, "config": "adapters", "recipe": "lora", "terms": TERMS, "commit": commit(),
         "accuracy": {

@@ -141,8 +141,7 @@ class Lab:
     @functools.cached_property
     def train(self) -> Tasks:
         """The tasks that generators learn from, of training classes."""
-        made = self.tasks("train", self.config.tasks)
-        return replace(made, items=made.items[:, :, :0].clone())
+        return self._tasks("train", self.config.tasks, self.bank("train"), self.codec, items=False)
 
     def measured(self, part: str) -> Tasks:
         """Tasks of new classes, with the optimum that plain gradients reach from the drawings themselves."""
@@ -201,13 +200,15 @@ class Lab:
     def _embedded(self, part: str) -> Tensor:
         return self._bodies.features(self.config.data, self.config.body, part, self.config.views if part == "train" else 1)
 
-    def _tasks(self, part: str, count: int, bank: Tensor, codec: Standardiser) -> Tasks:
+    def _tasks(self, part: str, count: int, bank: Tensor, codec: Standardiser, items: bool = True) -> Tasks:
         config, seed = self.config, self.config.seed * 10 + PART_SEEDS[part]
         shards = [range(first, min(first + SHARD, count)) for first in range(0, count, SHARD)]
-        parts = [self._shard(seed, numbers, bank, codec) for numbers in shards]
-        path = torch.empty(config.steps + 1, count, config.ways, config.size + 1)
-        for numbers, found in zip(shards, parts, strict=True):
+        path, parts = torch.empty(config.steps + 1, count, config.ways, config.size + 1), []
+        for numbers in shards:
+            found = self._shard(seed, numbers, bank, codec)
             path[:, numbers.start : numbers.stop] = found.path
+            kept = found.items if items else found.items[:, :, :0]
+            parts.append(replace(found, items=kept.clone(), path=found.path[:0]))
         joined = [torch.cat([getattr(p, name) for p in parts]) for name in ("support", "query", "items", "classes")]
         return Tasks(*joined[:3], path, joined[3])
 
