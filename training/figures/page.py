@@ -19,7 +19,7 @@ holds the two together.
 
 **The laboratory.** Omniglot, split of Vinyals et al., with the frozen Conv-4 of the bundle `omniglot`, and mini-ImageNet, split of Ravi and
 Larochelle, with the frozen Conv-4 of the config `mini-imagenet`; 64 principal components of their 256 features. A head is one linear layer
-on them, 5 x 65 weights. Its optimum is the minimum of cross entropy over all 20 drawings of each class (100 photographs, of 600) plus weight
+on them, 5 x 65 weights. Its optimum is the minimum of cross entropy over all 20 drawings of each class (100 photographs) plus weight
 decay: one point, since that is strongly convex, reached by 60 steps of gradient descent from a Gaussian start as wide as the optima themselves. The generator sees the class means of the examples. It is trained by Eq. 2 on
 3000 tasks of training classes, and sampled by Eq. 1; *Lv-Di* is m = 1, *Lt-Di* m = 3 unless said otherwise, T = 20, cosine
 schedule. Every generator has the same network and budget, 600 batches of 64 tasks, a few seconds of one core. Errors are

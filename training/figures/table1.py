@@ -93,7 +93,8 @@ def see(values: dict[str, Any]) -> list[str]:
         printed = f"{paper[name]:.2f}" if name in paper else ""
         lines.append(f"| {name} | {text(row['accuracy'], 2)} | {text(row['error']) if name in kind else ''} | {printed} |")
     lines += [f"| {name} | {text(found, 2)} | | |" for name, found in values["closed"].items()]
-    return [*lines, "", chosen_line(values["chosen"]), "", *rivals()]
+    elsewhere = ["", *rivals()] if values["images"] == "omniglot" else []
+    return [*lines, "", chosen_line(values["chosen"]), *elsewhere]
 
 
 def chosen_line(chosen: dict[str, Any]) -> str:
