@@ -29,14 +29,14 @@ def defaults(records: dict[str, dict[str, Any]]) -> list[str]:
     lines = [
         f"## {TITLE}", "",
         "From the bundles' own files and configs. None is trained by REPTILE: all by Adam on batches of tasks. What the chain adds is measured on "
-        "test, against the same generator's estimate without it; where that is next to nothing, so is what T, m, schedule and trajectories decide.", "",
+        "test, against the same generator's estimate without it; where that is next to nothing, T, m, schedule and trajectories decide next to nothing.", "",
         f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|",
     ]  # fmt: skip
     bundles = [_image_bundle(name) for name in IMAGES] + [_text_bundle(name) for name in TEXTS] + [_adapter_bundle()]
     lines += [f"| {' | '.join(cells)} |" for cells in bundles]
     lines += [
-        "", "A row that speaks against a default is of the laboratory, in errors of weights; another T, m or schedule would be another network, so another bundle, "
-        "to be measured anew for what the column on the right says it could change.", "",
+        "", "A row that speaks against a default is of the laboratory, in errors of weights. The default is kept all the same: another T, m or schedule is another "
+        "network, so another bundle with another digest, and where the chain adds next to nothing little is to be expected of it.", "",
         "| default | its row | what the row says |", "|---|---|---|",
     ]  # fmt: skip
     return lines + [f"| {name} | {where} | {says} |" for name, where, says in _rows(values)]
