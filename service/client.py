@@ -84,7 +84,7 @@ class LtDiClient:
             inputs: texts, or pairs of texts.
             labels: one for each.
             model: one that makes adapters.
-            options: `classes`, `seed`, `base_model_name_or_path`, `check`, `fallback`, `truncate`.
+            options: `classes`, `descriptions`, `seed`, `base_model_name_or_path`, `check`, `fallback`, `truncate`.
 
         Raises:
             ServiceError: the service's answer is an error.

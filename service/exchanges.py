@@ -138,8 +138,8 @@ def generate_head(
 
 
 def generate_adapter(
-    inputs: Sequence[Any], labels: Sequence[str], *, model: str, classes: Sequence[str] | None = None, seed: int = 0,
-    base_model_name_or_path: str | None = None, **options: Any,
+    inputs: Sequence[Any], labels: Sequence[str], *, model: str, classes: Sequence[str] | None = None,
+    descriptions: Mapping[str, str] | None = None, seed: int = 0, base_model_name_or_path: str | None = None, **options: Any,
 ) -> Exchange[Adapter]:
     """The LoRA adapter of a task of texts, or of pairs of texts.
 
@@ -151,8 +151,9 @@ def generate_adapter(
         for item, label in zip(inputs, labels, strict=True)
     ]
     task: dict[str, Any] = {"kind": "lora", "model": model, "support": support, "seed": seed, "options": options}
-    if classes is not None:
-        task["classes"] = [{"label": label} for label in classes]
+    if classes is not None or descriptions:
+        names = classes if classes is not None else sorted(set(labels) | set(descriptions or ()))
+        task["classes"] = [{"label": label, "description": (descriptions or {}).get(label)} for label in names]
     answer = yield _json_call("/generate-head", task | {"base_model_name_or_path": base_model_name_or_path}, SAFETENSORS)
     return from_safetensors(_checked(answer).content)
 

@@ -17,7 +17,7 @@ from ltdi.adapters.parts import FORMAT, AdapterBundleConfig, AdapterParts
 from ltdi.adapters.predictor import Predictor
 from ltdi.bundle import HeadRequest
 from ltdi.config import to_json
-from ltdi.errors import DamagedFile, InvalidInput, UnsupportedInput
+from ltdi.errors import DamagedFile, InvalidInput, InvalidSupport, UnsupportedInput
 from ltdi.files import digest, write_bytes, write_json, write_safetensors
 from ltdi.heads import is_text
 from ltdi.pipeline import OnStage, Options, Timer
@@ -39,7 +39,7 @@ class AdapterBundle:
 
     kind = "lora"
     input_kinds = ("texts", "pairs")
-    takes_descriptions = takes_pool = takes_a_body = False
+    takes_descriptions = takes_pool = takes_a_body = False  # no description stands for examples here; it stands for a name
     fixed_ways = None
 
     def __init__(
@@ -71,15 +71,26 @@ class AdapterBundle:
         self, inputs: Any = (), labels: Sequence[str] = (), *, classes: Sequence[str] | None = None,
         descriptions: Mapping[str, Any] | None = None, unlabelled: Any = None, truncate: bool = False,
     ) -> SupportSet:
-        """A checked task: at least one example of each class.
+        """A checked task: at least one example of each class; a description is read in place of the class's name.
 
         Raises:
             InvalidInput: any of its subclasses, with the field and the remedy.
         """
-        for name, value in (("descriptions", descriptions), ("unlabelled", unlabelled)):
-            if value is not None and len(value):
-                raise UnsupportedInput(f"bundle {self.name!r} does not use {name}; leave them out", field=name)
-        return SupportSet.of(self.prepare(inputs, truncate=truncate), labels, classes=classes, limits=self.limits)
+        if unlabelled is not None and len(unlabelled):
+            raise UnsupportedInput(f"bundle {self.name!r} does not use unlabelled; leave them out", field="unlabelled")
+        described = self._described(descriptions or {}, truncate)
+        made = SupportSet.of(
+            self.prepare(inputs, truncate=truncate), labels, classes=classes, descriptions=described, limits=self.limits
+        )
+        if lacking := sorted(set(made.classes) - set(made.labels)):
+            raise InvalidSupport(f"class {lacking[0]!r} has no example; an adapter needs at least one of each", field="support")
+        return made
+
+    def _described(self, descriptions: Mapping[str, Any], truncate: bool) -> dict[str, Any] | None:
+        if any(not isinstance(text, str) for text in descriptions.values()):
+            raise UnsupportedInput(f"bundle {self.name!r} reads descriptions as texts", field="descriptions")
+        texts = self.body.prepare(list(descriptions.values()), "descriptions", truncate)
+        return dict(zip(descriptions, texts, strict=True)) or None
 
     def too_long(self, support: SupportSet) -> int:
         """How many items of a task are longer than the base model reads, and are cut."""
@@ -87,7 +98,7 @@ class AdapterBundle:
 
     def generate(
         self, inputs: Any, labels: Sequence[str], *, seed: int = 0, classes: Sequence[str] | None = None,
-        check: bool = True, fallback: str = "baseline", truncate: bool = False,
+        descriptions: Mapping[str, str] | None = None, check: bool = True, fallback: str = "baseline", truncate: bool = False,
         base_model_name_or_path: str | None = None, on_stage: OnStage | None = None,
     ) -> Adapter:
         """The adapter of a task.
@@ -95,6 +106,7 @@ class AdapterBundle:
         Args:
             inputs: texts, or pairs of texts, one for each label.
             classes: the order of the head's rows; sorted labels where absent.
+            descriptions: what a class is, by its label, read in place of the label: for labels that say nothing.
             check: measure accuracy on folds. That the adapter loads and answers alike is checked always.
             fallback: `baseline` returns the bundle's baseline (the plain base or the mean adapter) with the closed form's head where
                 the folds say that it is clearly better; `none` never.
@@ -107,7 +119,7 @@ class AdapterBundle:
             BodyMissing, ForeignBase, DamagedBase: what is wrong with the base model.
             GenerationFailed: the adapter did not pass its check.
         """
-        support = self.support(inputs, labels, classes=classes, truncate=truncate)
+        support = self.support(inputs, labels, classes=classes, descriptions=descriptions, truncate=truncate)
         options = Options(seed=seed, check=check, fallback=fallback)
         request = HeadRequest(support, options, truncate=truncate, base_model_name_or_path=base_model_name_or_path)
         return self.generate_many([request], on_stage=on_stage)[0]

@@ -41,12 +41,12 @@ def generate_lora(bundle: Bundle | AdapterBundle, examples: Examples, options: a
         raise InvalidInput(f"bundle {bundle.name!r} makes heads; --kind lora needs one that makes adapters")
     if options.draws != 1:
         raise InvalidInput("adapters take no --draws; leave it out")
-    if examples.descriptions or (examples.unlabelled is not None and len(examples.unlabelled)):
-        raise InvalidInput("adapters are made from examples alone; leave descriptions and the pool out", field="task")
+    if examples.unlabelled is not None and len(examples.unlabelled):
+        raise InvalidInput("adapters use no pool; leave it out", field="task")
     seconds: Counter[str] = Counter()
     started = time.perf_counter()
     adapter = bundle.generate(
-        examples.inputs, examples.labels, classes=examples.classes, seed=options.seed, check=options.check,
+        examples.inputs, examples.labels, classes=examples.classes, descriptions=examples.descriptions, seed=options.seed, check=options.check,
         fallback=options.fallback, base_model_name_or_path=options.base_model_name_or_path,
         on_stage=lambda name, took: seconds.update({name: took}),
     )  # fmt: skip

@@ -38,7 +38,7 @@ class _Seen:
 
     Args:
         items: M of them, in canonical order.
-        names: of the classes, in canonical order.
+        names: of the classes, or what describes them, as words, in canonical order.
         watched: `[E]`, the places of the items that candidates are compared on.
         until: `time.monotonic()` at which no further pass is begun.
 
@@ -94,7 +94,7 @@ class _Seen:
         if not any(sum(letter.isalpha() for letter in name) > 1 for name in self._names):
             return None
         self.told = self._names
-        return self._bundle.body.pooled(tuple(spoken(name) for name in self._names))
+        return self._bundle.body.pooled(self._names)
 
     @property
     def pairs(self) -> bool:
@@ -126,7 +126,8 @@ def generate_adapter(bundle: AdapterBundle, request: HeadRequest, timer: Timer, 
     index = task.canonical.class_index
     items = take(task.inputs, task.canonical.example_order)
     with timer.stage("embed"):
-        names = tuple(task.classes[i] for i in task.canonical.class_order)
+        described = task.descriptions or {}
+        names = tuple(str(described.get(label) or spoken(label)) for label in (task.classes[i] for i in task.canonical.class_order))
         seen = _Seen(bundle, items, names, watched(index, task.ways), until)
         mean = seen.under(torch.zeros(config.space.modules, config.directions))  # [M, D]
         plain = seen.with_lora(None) if config.baseline == "plain" else mean

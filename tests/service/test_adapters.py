@@ -111,6 +111,10 @@ def test_the_client_gives_an_adapter(served: httpx.Client, bundle: AdapterBundle
         made = client.generate_adapter(TEXTS, LABELS, model="toy-lora", seed=4, base_model_name_or_path="org/x", check=False)
         assert to_safetensors(made) == to_safetensors(bundle.generate(TEXTS, LABELS, seed=4, base_model_name_or_path="org/x", check=False))
         assert client.generate_adapter(PAIRS, list("abab"), model="toy-lora").labels == ("a", "b")
+        said = dict.fromkeys(LABELS, "a card")
+        described = client.generate_adapter(TEXTS, LABELS, model="toy-lora", descriptions=said)
+        assert to_safetensors(described) == to_safetensors(bundle.generate(TEXTS, LABELS, descriptions=said))
+        assert described.metadata["support_digest"] != made.metadata["support_digest"]
 
 
 def test_the_models_say_what_they_make(served: httpx.Client) -> None:
@@ -131,7 +135,7 @@ REFUSED = [
     ("steps", {"options": {"refine_steps": 1}}, 422, "input-unsupported", "/options/refine_steps"),
     ("a base without a name", {"base_model_name_or_path": " "}, 422, "invalid-input", "/base_model_name_or_path"),
     ("a pool", {"unlabelled": [{"text": "x"}]}, 422, "input-unsupported", "/unlabelled"),
-    ("descriptions", {"classes": [{"label": x, "description": "d"} for x in sorted(set(LABELS))]}, 422, "input-unsupported", None),
+    ("a description for examples", {"classes": [{"label": x, "description": "d"} for x in (*sorted(set(LABELS)), "z")]}, 422, "support-invalid", "/support"),
     ("features", {"support": [{"label": "a", "features": [1.0] * 32}]}, 422, "input-unsupported", "/support"),
     ("one class", {"support": SUPPORT[:2]}, 422, "classes-too-few", "/support"),
     ("three texts", {"support": [{"label": "a", "pair": ["x", "y", "z"]}, {"label": "b", "pair": ["x", "y"]}]}, 422, "text-invalid", "/support/0"),

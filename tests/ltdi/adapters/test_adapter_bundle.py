@@ -46,6 +46,15 @@ from tests.ltdi.adapters.made import (
 )
 
 
+class Named(Predictor):
+    """A toy that reads the names of the classes alone."""
+
+    def forward(self, evidence: Evidence) -> Prediction:
+        names = evidence.names()
+        told = 0.0 if names is None else float(names.mean(0)[:8].mean())
+        return Prediction(torch.full((self.space.modules, self.space.directions), told))
+
+
 class Spread(Predictor):
     """A toy that does look: how far each class is from the others, and features under the first direction."""
 
@@ -266,6 +275,22 @@ def test_names_without_letters_say_nothing(base: BaseModel) -> None:
         assert (_Seen(bundle, TEXTS, names, torch.arange(2), inf).names is not None) == told
 
 
+def test_a_description_is_read_in_place_of_a_name(base: BaseModel) -> None:
+    torch.manual_seed(0)
+    bundle = make_adapter_bundle(base, directions=3, predictor=Named(Space(4, 3, 32)))
+    labels = [{"card": "0", "refund": "1", "film": "2"}[label] for label in LABELS]
+    said = {"0": "a card", "1": "a refund", "2": "a film"}
+    path = next(iter(bundle.parts.mean))
+
+    def lora_of(own: list[str], descriptions: dict[str, str] | None = None) -> torch.Tensor:
+        return bundle.generate(TEXTS, own, descriptions=descriptions, check=False, fallback="none").lora[path][1]
+
+    described, plain = lora_of(labels, said), lora_of(labels)
+    assert not torch.allclose(described, plain)
+    assert torch.equal(described, lora_of(LABELS, {"card": "a card", "refund": "a refund", "film": "a film"}))
+    assert torch.equal(described, lora_of(["a card" if label == "0" else label for label in labels], {"1": "a refund", "2": "a film"}))
+
+
 def test_a_predictor_may_bring_its_head(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltdi.adapters.base.pays", lambda device: False)
     base.to("cpu")
@@ -428,8 +453,14 @@ def test_what_is_of_heads_is_refused(bundle: AdapterBundle) -> None:
     for options, words in ((Options(draws=3), "no draws"), (Options(refine_steps=2), "no refine_steps")):
         with pytest.raises(UnsupportedInput, match=words):
             bundle.generate_many([HeadRequest(task, options)])
-    with pytest.raises(UnsupportedInput, match="does not use descriptions"):
-        bundle.support(TEXTS, LABELS, descriptions={"card": "a card"})
+    with pytest.raises(UnsupportedInput, match="does not use unlabelled"):
+        bundle.support(TEXTS, LABELS, unlabelled=["a card"])
+    with pytest.raises(UnsupportedInput, match="descriptions as texts"):
+        bundle.support(TEXTS, LABELS, descriptions={"card": torch.ones(32)})
+    with pytest.raises(InvalidSupport, match="'parcel' has no example"):
+        bundle.support(TEXTS, LABELS, descriptions={"parcel": "a parcel"})
+    with pytest.raises(InvalidText, match="tokens; this body reads"):
+        bundle.support(TEXTS, LABELS, descriptions={"card": "card " * 40})
     for name in ("", " ", "a\nb", "x" * 1001, 5):
         with pytest.raises(InvalidInput, match="printable name"):
             bundle.generate(TEXTS, LABELS, base_model_name_or_path=name)  # type: ignore[arg-type]

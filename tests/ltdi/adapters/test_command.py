@@ -78,9 +78,9 @@ def test_what_does_not_fit_is_said(folder: Path, toy_folder: Path, task: Path, t
     ):
         with pytest.raises(InvalidInput, match=words):
             generate([*argv, *more])
-    described = write_task(tmp_path, [{"label": "a", "text": "x"}], classes=[{"label": "a", "description": "y"}, {"label": "b"}])
-    with pytest.raises(InvalidInput, match="from examples alone"):
-        generate(["--task", str(described), "--bundle", str(folder), "--kind", "lora"])
+    pooled = write_task(tmp_path, [{"label": "a", "text": "x"}, {"label": "b", "text": "y"}], unlabelled=[{"text": "z"}])
+    with pytest.raises(InvalidInput, match="use no pool"):
+        generate(["--task", str(pooled), "--bundle", str(folder), "--kind", "lora"])
 
 
 def test_the_bundle_is_described(folder: Path, capsys: pytest.CaptureFixture) -> None:
