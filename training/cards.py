@@ -6,8 +6,8 @@ from ltdi.bundle import Bundle
 from training.configs.experiment import Experiment
 
 WHY_DEFAULTS = (
-    "Why the steps, segments, schedule and weight preparation are what they are: `docs/evidence.md`, "
-    "\"The defaults of the shipped bundles\"."
+    "Why the steps, segments, schedule and weight preparation are what they are, and where a measurement speaks against them: "
+    "`docs/evidence.md#the-defaults-of-the-shipped-bundles`."
 )
 
 

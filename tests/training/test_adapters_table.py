@@ -7,6 +7,7 @@ from pathlib import Path
 
 from training.adapters.card import card_of
 from training.adapters.table import lines, make_table, read_results
+from training.cards import WHY_DEFAULTS
 
 HEADS = ("class means", "ridge 1")
 METHODS = {
@@ -50,6 +51,6 @@ def test_a_task_that_is_not_through_is_left_out(tmp_path: Path) -> None:
 def test_the_card_says_the_table_and_what_lists_of_bundles_read(tmp_path: Path) -> None:
     write_results(tmp_path)
     card = card_of("made", "0" * 64, "org/base", 22, make_table(read_results(tmp_path)))
-    assert "| picked training LoRA | 70.0 | +5.0 ± 0.0, ahead on 2 of 2 |" in card["text"]
+    assert "| picked training LoRA | 70.0 | +5.0 ± 0.0, ahead on 2 of 2 |" in card["text"] and card["text"].endswith(WHY_DEFAULTS)
     said = next(iter(card["accuracy"].values()))
     assert (said["generated"]["mean"], said["closed_form"]["mean"], said["difference"]["mean"]) == (75.0, 67.0, 8.0)

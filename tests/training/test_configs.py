@@ -12,6 +12,7 @@ import ltdi
 from ltdi.bundle import build_generator
 from ltdi.cli import main
 from ltdi.errors import InvalidConfig
+from training.cards import WHY_DEFAULTS
 from training.configs import EXPERIMENTS, experiment
 from training.runs import Workspace
 from training.statistics import statistics_of_episodes
@@ -51,6 +52,7 @@ def test_a_tiny_config_goes_the_whole_way(name: str, tmp_path, capsys) -> None:
     result = json.loads((tmp_path / f"{name}.json").read_text())
     loaded = ltdi.load_bundle(bundle)
     assert result["bundle_digest"] == loaded.digest == loaded.card["bundle_digest"]
+    assert loaded.card["text"].endswith(WHY_DEFAULTS)
     assert len(result["columns"]) == COLUMN_OF[name]
     ladder = loaded.card["validation_difference_by_eq2_weight"]
     assert list(ladder) == (["0.01"] if name == "tiny" else [])

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltdi.errors import DataMissing, InvalidConfig
+from ltdi.errors import InvalidConfig
+from training.cards import WHY_DEFAULTS
 from training.data.dataset import ClassImages
 from training.data.made import load_made
 from training.figures.backbones import LAST, Backbone, trained_backbone
 from training.figures.bodies import Bodies
-from training.figures.defaults import defaults
+from training.figures.defaults import TITLE, defaults
 from training.figures.elsewhere import Elsewhere
 from training.figures.page import page
 from training.figures.published import ABLATION
@@ -22,7 +23,6 @@ from training.figures.record import CONDITION, HOLDS, NOT_HERE, interval
 from training.figures.registry import FIGURES
 from training.figures.setting import Setting
 from training.figures.table1 import ORDER, order_claim
-from training.figures.table2 import names_only
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,13 +90,6 @@ def test_tasks_of_another_set_are_in_the_same_frame(tmp_path: Path) -> None:
     assert torch.allclose(own.support, other.support)
 
 
-def test_names_alone_are_read_from_the_table_of_texts(tmp_path: Path) -> None:
-    rows = names_only(ROOT / "results" / "minilm.json")
-    assert {row["set"] for row in rows} >= {"clinc150", "trec"} and all(0 < row["generated"] < 100 for row in rows)
-    with pytest.raises(DataMissing, match="ltdi evaluate --config minilm"):
-        names_only(tmp_path / "minilm.json")
-
-
 @pytest.mark.parametrize(
     ("signs", "verdict"), [((-1, 1, 1), HOLDS), ((1, 1, 1), CONDITION), ((-1, 1, -1), NOT_HERE), ((0, 0, 0), NOT_HERE)]
 )
@@ -120,11 +113,12 @@ def test_defaults_are_those_of_the_bundles_and_every_row_is_a_figure(tmp_path: P
     assert any(line.startswith(f"| `omniglot` | {schedule['steps']} | {schedule['segments']} | {schedule['shape']} | 0.5 |") for line in lines)
     anchors = {part.split(")")[0] for line in lines for part in line.split("(#")[1:]}
     assert anchors and anchors <= set(FIGURES)
-    assert "The defaults of the shipped bundles" in page(tmp_path)
+    pointer = WHY_DEFAULTS.split("`docs/evidence.md#")[1].split("`")[0]
+    assert pointer == TITLE.lower().replace(" ", "-") and f"## {TITLE}\n" in page(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["omniglot", "omniglot-background", "minilm", "any-embedding", "minilm-lora"])
 def test_every_card_points_to_the_defaults(name: str) -> None:
     card = json.loads((ROOT / "bundles" / name / "card.json").read_text(encoding="utf-8"))
-    assert '`docs/evidence.md`, "The defaults of the shipped bundles"' in card["text"]
+    assert card["text"].endswith(WHY_DEFAULTS)
     assert card["text"] in (ROOT / "bundles" / name / "card.md").read_text(encoding="utf-8")

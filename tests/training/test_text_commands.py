@@ -13,6 +13,7 @@ import pytest
 import ltdi
 from ltdi.cli import main
 from training.bench import bench_whole_tasks
+from training.cards import WHY_DEFAULTS
 from training.configs.text import ANY_EMBEDDING, TEXT_EXPERIMENTS, Source
 from training.data.texts import written_names
 from training.geometry import GeometryTraining
@@ -56,6 +57,7 @@ def test_the_whole_way(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert main(["evaluate", *common, "--bundle", "bundle", "--seeds", "2"]) == 0
     bundle = ltdi.load_bundle("bundle", device="cpu")
     assert bundle.card["bundle_digest"] == bundle.digest and bundle.config.calibration.reject_threshold(5) is not None
+    assert bundle.card["text"].endswith(WHY_DEFAULTS)
     result = json.loads((tmp_path / "results" / "any-embedding.json").read_text())
     assert {cell["set"] for cell in result["cells"]} == {"snips", "webapps_intents"}
     easy = next(c for c in result["cells"] if c["set"] == "snips" and c["shots"] == 5 and c["information"] == "names")

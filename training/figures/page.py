@@ -41,7 +41,7 @@ ELSEWHERE = (
 LEFT = """\
 ## Elsewhere, and not here
 
-For Table 4 see the [PACS table](../results/pacs.md), leave one domain out in place of DomainNet; for adapters (4.2.4, Table 5) the
+For adapters (4.2.4, Table 5) see the
 [README](../README.md#adapters-of-tasks-that-were-left-out). Swin is in `training/figures/backbones.py` (`swin_t`) and was not trained. No published
 rival was run here: their figures beside [table1](#table1) are as printed.
 """
@@ -71,8 +71,9 @@ def _missing(name: str) -> list[str]:
 def _section(name: str, record: dict[str, Any]) -> list[str]:
     module = FIGURES[name]
     seeds = min(len(record["seeds"]), getattr(module, "MOST_SEEDS", len(record["seeds"])))
+    made = getattr(module, "MADE", f"`ltdi figure {name}`, {seeds} seeds, {record['part']} classes")
     return [
         f"## {name}", "", f"**{module.TITLE}.** The paper: {module.PAPER}", "", *module.see(record["values"]), "",
         f"![{module.TITLE}](../results/figures/{name}.png)", "",
-        f"`ltdi figure {name}`, {seeds} seeds, {record['part']} classes.",
+        f"{made}.",
     ]  # fmt: skip

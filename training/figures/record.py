@@ -64,6 +64,12 @@ HOLDS, CONDITION, NOT_HERE = "holds", "holds with a condition", "does not hold h
 VERDICTS = (HOLDS, CONDITION, NOT_HERE, "not measured yet")
 
 
+def counted(signs: Sequence[int]) -> str:
+    """The verdict on "ahead everywhere" from the sign of each case: all ahead, some, none."""
+    ahead = sum(way > 0 for way in signs)
+    return HOLDS if ahead == len(signs) > 0 else (CONDITION if ahead else NOT_HERE)
+
+
 def write_record(folder: Path, name: str, result: dict[str, Any]) -> Path:
     """`NAME.json` under `folder`."""
     path = folder / f"{name}.json"

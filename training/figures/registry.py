@@ -21,6 +21,7 @@ from training.figures import (
     memorisation,
     table1,
     table2,
+    table4,
     table7,
     variants,
 )
@@ -31,7 +32,7 @@ from training.runs import commit
 
 MINI = "mini-imagenet"
 FIGURES: dict[str, ModuleType | Elsewhere] = {
-    "table1": table1, "table1-mini": Elsewhere(table1, MINI), "table2": table2, "figure1": figure1, "figure3": figure3,
+    "table1": table1, "table1-mini": Elsewhere(table1, MINI), "table2": table2, "table4": table4, "figure1": figure1, "figure3": figure3,
     "figure3-mini": Elsewhere(figure3, MINI), "figure4": figure4, "figure5": figure5, "figure5-mini": Elsewhere(figure5, MINI),
     "figure6": figure6, "figure7": figure7, "figure8": Elsewhere(figure7, MINI), "table7": table7, "table8": Elsewhere(table7, MINI),
     "curvature": curvature, "gap": gap, "variants": variants, "memorisation": memorisation,
