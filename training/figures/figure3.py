@@ -33,11 +33,12 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 
 def draw(values: dict[str, Any], path: Path) -> None:
-    """A panel for each number of shots."""
+    """A panel for each number of shots; intervals are those of differences, which share a seed's tasks."""
     figure, axes = plots.panels(len(values))
     for axis, (name, column) in zip(axes, values.items(), strict=True):
         rows = column["by_segments"]
-        plots.curve(axis, [int(m) + 1 for m in rows], [row["error"] for row in rows.values()], color=plots.TRAJECTORY, label="Lt-Di")
+        shown = [row["error"] | {"half": row["error_minus_vanilla"]["half"]} for row in rows.values()]
+        plots.curve(axis, [int(m) + 1 for m in rows], shown, color=plots.TRAJECTORY, label="Lt-Di; bars: of the difference to Lv-Di")
         vanilla = rows["1"]["error"]
         axis.axhline(vanilla["mean"], color=plots.VANILLA, ls="--", lw=1.2, label="Lv-Di (length 2)")
         linear = column["references"]["linear map of the class means"]["error"]["mean"]
