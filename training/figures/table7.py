@@ -45,7 +45,8 @@ def see(values: dict[str, Any]) -> list[str]:
     for method in [*next(iter(bodies.values()))["rows"], *next(iter(bodies.values()))["closed"]]:
         cells = [f"{_cell(found, method)} | {_printed(values['images'], body, method)}" for body, found in bodies.items()]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return [*lines, "", *[f"{body}: {chosen_line(found['chosen'])}" for body, found in bodies.items()]]
+    said = "Bodies are trained from random weights for minutes of one core; what they are worth is what class means have on them. Swin was not trained."
+    return [*lines, "", said, "", *[f"{body}: {chosen_line(found['chosen'])}" for body, found in bodies.items()]]
 
 
 def _cell(found: dict[str, Any], method: str) -> str:
