@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,13 @@ def test_a_backbone_in_training_moves_and_goes_on_from_what_is_kept(images: Clas
     again = trained_backbone("resnet18", images, tmp_path, steps=2)
     assert all(torch.allclose(a, b) for a, b in zip(body.state_dict().values(), again.state_dict().values(), strict=True))
     assert (tmp_path / "body.ckpt.safetensors").stat().st_size == before
+
+
+def test_swin_is_a_body_like_the_others_where_it_is_asked_for(tmp_path: Path) -> None:
+    found = replace(setting_of(tmp_path, (0,)), bodies=("swin_t",)).lab(body="swin_t", size=8)
+    assert found.measured("val").support.shape[-1] == 8
+    assert (tmp_path / "figures-quick" / "bodies" / "swin_t-made" / "body.ckpt.safetensors").exists()
+    assert setting_of(tmp_path).bodies == ("resnet18", "mobilenet_v2")
 
 
 def test_features_are_kept_by_body_and_unknown_ones_are_refused(tmp_path: Path) -> None:

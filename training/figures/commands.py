@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from ltdi.errors import InvalidInput
 from ltdi.files import write_bytes
+from training.figures.backbones import LAST
 from training.figures.page import EVIDENCE, page
 from training.figures.registry import FIGURES, make
 from training.figures.setting import Setting
@@ -26,6 +28,7 @@ def figure(argv: list[str]) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder whose `figures` keeps features and generators")
     parser.add_argument("--seeds", type=int, help="training seeds (default: 5, quick 2)")
     parser.add_argument("--part", choices=("val", "test"), default="test", help="val while choosing, test once")
+    parser.add_argument("--bodies", nargs="+", choices=sorted(LAST), help="of torchvision, for tables 7 and 8 (default: resnet18 mobilenet_v2)")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's own)")
     args = parser.parse_args(argv)
     if args.list:
@@ -43,6 +46,7 @@ def _make(names: list[str], args: argparse.Namespace) -> None:
     seeds = args.seeds or (2 if args.quick else 5)
     kept = args.runs / ("figures-quick" if args.quick else "figures")
     setting = Setting(args.data, kept, tuple(range(seeds)), args.part, args.quick)
+    setting = replace(setting, bodies=tuple(args.bodies or setting.bodies))
     for name in names:
         if name == EVIDENCE:
             write_bytes(args.page, page(args.out).encode())

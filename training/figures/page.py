@@ -42,7 +42,7 @@ LEFT = """\
 ## Elsewhere, and not here
 
 For adapters (4.2.4, Table 5) see the
-[README](../README.md#adapters-of-tasks-that-were-left-out). Swin is in `training/figures/backbones.py` (`swin_t`) and was not trained. No published
+[README](../README.md#adapters-of-tasks-that-were-left-out). No published
 rival was run here: their figures beside [table1](#table1) are as printed.
 """
 

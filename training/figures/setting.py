@@ -27,6 +27,7 @@ class Setting:
         part: classes that are measured on; `val` while choosing.
         quick: made characters and a tiny budget, for tests.
         images: the set that laboratories are of: `omniglot` or `mini-imagenet`.
+        bodies: of torchvision, for tables 7 and 8.
     """
 
     data: Path
@@ -35,6 +36,7 @@ class Setting:
     part: str = "test"
     quick: bool = False
     images: str = "omniglot"
+    bodies: tuple[str, ...] = ("resnet18", "mobilenet_v2")
 
     def lab(self, seed: int = 0, **changes: Any) -> Lab:
         """The laboratory of a seed's own tasks and starts, with some of its settings changed."""
