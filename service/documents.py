@@ -50,7 +50,7 @@ MEANINGS = {
     500: "A fault of the service",
     502: "The embedding endpoint failed",
     503: "Not ready, or shutting down",
-    504: "The deadline passed before the work began or before an adapter was made, or the embedding endpoint did not answer in time",
+    504: "The deadline passed before the work began, an adapter took too long to make, or the embedding endpoint did not answer in time",
 }
 
 

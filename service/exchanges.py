@@ -153,6 +153,8 @@ def generate_adapter(
     task: dict[str, Any] = {"kind": "lora", "model": model, "support": support, "seed": seed, "options": options}
     if classes is not None or descriptions:
         names = classes if classes is not None else sorted(set(labels) | set(descriptions or ()))
+        if strangers := set(descriptions or ()) - set(names):
+            raise ValueError(f"descriptions of {sorted(strangers)[:3]}, which are not among `classes`")
         task["classes"] = [{"label": label, "description": (descriptions or {}).get(label)} for label in names]
     answer = yield _json_call("/generate-head", task | {"base_model_name_or_path": base_model_name_or_path}, SAFETENSORS)
     return from_safetensors(_checked(answer).content)

@@ -49,7 +49,7 @@ class Job:
     Args:
         work: a head to generate, or a function that is told how to report stages; a `Call` where it may be sent away.
         bundle: what generates; heads of one bundle are sampled together.
-        deadline: `time.monotonic()` after which it is not begun, and an adapter is given up.
+        deadline: `time.monotonic()` after which it is not begun; an adapter that was begun may take as long as it might have waited.
         finish: makes of the head what the job answers, stage `encode`; the head itself where absent.
         packed: the work and its bundle as `Queue.pack` gives them, where a thread has done that already.
         seconds: spent by stage, filled while it runs; those of a batch count for each of its jobs.
@@ -63,6 +63,11 @@ class Job:
     seconds: dict[str, float] = field(default_factory=dict)
     queued_at: float = field(default_factory=time.monotonic)
     future: Future | asyncio.Future = field(default_factory=Future)
+
+    @property
+    def allowed(self) -> float:
+        """Seconds that it might have waited."""
+        return self.deadline - self.queued_at
 
     def note(self, stage: str, seconds: float) -> None:
         """Add to a stage."""
@@ -127,7 +132,7 @@ def _heads(bundle: Bundle, batch: Sequence[Job]) -> list[Head]:
         for job in batch:
             job.note(stage, seconds)
 
-    until = {"until": batch[0].deadline} if bundle.kind == "lora" else {}
+    until = {"until": time.monotonic() + batch[0].allowed} if bundle.kind == "lora" else {}
     return bundle.generate_many([job.work for job in batch], on_stage=note, **until)  # type: ignore[misc]
 
 

@@ -72,7 +72,7 @@ KINDS: dict[str, Kind] = {
     "model-not-ready": Kind(503, "The model is not ready"),
     "embedder-failed": Kind(502, "The embedding endpoint failed"),
     "embedder-timeout": Kind(504, "The embedding endpoint did not answer in time", "deadline"),
-    "deadline-passed": Kind(504, "The deadline passed before the work began, or before an adapter was made", "deadline"),
+    "deadline-passed": Kind(504, "The deadline passed before the work began, or an adapter took too long", "deadline"),
 }
 
 OF_LIBRARY = frozenset(

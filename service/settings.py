@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     max_total_pixels: int = Field(400_000_000, ge=1, description="pixels of all images in one request")
     queue_length: int = Field(64, ge=1, description="requests that may wait for the generator")
     max_batch: int = Field(64, ge=1, description="waiting requests that are taken together")
-    answer_seconds: float = Field(30.0, gt=0, description="from the body's end until work must have begun, and an adapter be made")
+    answer_seconds: float = Field(30.0, gt=0, description="from the body's end until work must have begun; once begun, until an adapter must be made")
     head_seconds: float = Field(10.0, gt=0, description="to read one request's line and headers")
     body_seconds: float = Field(30.0, gt=0, description="to read one request body, or for a caller to go on taking an answer")
     drain_seconds: float = Field(20.0, ge=0, description="to finish work in hand after SIGTERM")

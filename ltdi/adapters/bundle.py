@@ -17,7 +17,7 @@ from ltdi.adapters.parts import FORMAT, AdapterBundleConfig, AdapterParts
 from ltdi.adapters.predictor import Predictor
 from ltdi.bundle import HeadRequest
 from ltdi.config import to_json
-from ltdi.errors import DamagedFile, InvalidInput, InvalidSupport, UnsupportedInput
+from ltdi.errors import DamagedFile, InvalidInput, InvalidSupport, InvalidText, UnsupportedInput
 from ltdi.files import digest, write_bytes, write_json, write_safetensors
 from ltdi.heads import is_text
 from ltdi.pipeline import OnStage, Options, Timer
@@ -87,14 +87,19 @@ class AdapterBundle:
         return made
 
     def _described(self, descriptions: Mapping[str, Any], truncate: bool) -> dict[str, Any] | None:
-        if any(not isinstance(text, str) for text in descriptions.values()):
-            raise UnsupportedInput(f"bundle {self.name!r} reads descriptions as texts", field="descriptions")
-        texts = self.body.prepare(list(descriptions.values()), "descriptions", truncate)
-        return dict(zip(descriptions, texts, strict=True)) or None
+        if not isinstance(descriptions, Mapping) or any(not isinstance(text, str) for text in descriptions.values()):
+            raise UnsupportedInput(f"bundle {self.name!r} takes descriptions as texts by label", field="descriptions")
+        for label, text in descriptions.items():
+            try:
+                self.body.prepare([text], "descriptions", truncate)
+            except InvalidText as error:
+                raise InvalidText(str(error), field=f"descriptions/{label}") from error
+        return dict(descriptions) or None
 
     def too_long(self, support: SupportSet) -> int:
-        """How many items of a task are longer than the base model reads, and are cut."""
-        return self.body.too_long(support.inputs)  # type: ignore[arg-type]
+        """How many items and descriptions of a task are longer than the base model reads, and are cut."""
+        described = tuple((support.descriptions or {}).values())
+        return self.body.too_long(support.inputs) + self.body.too_long(described)  # type: ignore[arg-type]
 
     def generate(
         self, inputs: Any, labels: Sequence[str], *, seed: int = 0, classes: Sequence[str] | None = None,

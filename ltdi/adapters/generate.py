@@ -86,6 +86,7 @@ class _Seen:
     @cached_property
     def pooled(self) -> Tensor:
         """`[E, hidden size]`, of the plain base."""
+        _in_time(self._until)
         return self._bundle.body.pooled(self._watched)
 
     @cached_property
@@ -93,6 +94,7 @@ class _Seen:
         """`[N, hidden size]`, of the classes' names on the plain base; None where none of them has two letters."""
         if not any(sum(letter.isalpha() for letter in name) > 1 for name in self._names):
             return None
+        _in_time(self._until)
         self.told = self._names
         return self._bundle.body.pooled(self._names)
 
@@ -114,7 +116,7 @@ class _Candidate:
 
 @torch.inference_mode()
 def generate_adapter(bundle: AdapterBundle, request: HeadRequest, timer: Timer, until: float = inf) -> Adapter:
-    """A checked adapter; no pass over the texts is begun after `until`, of `time.monotonic()`.
+    """A checked adapter; no pass over the texts is begun after `until`, of `time.monotonic()`, but the check's over two of them.
 
     Raises:
         DeadlinePassed: that came before.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltdi.bodies.photos import LEAST, LENGTH
+from ltdi.files import digest
 from ltdi.torchvision_ops import import_torchvision
 from training.body import BodyConfig, train_body
 from training.classify import ClassifyConfig, train_classifier
@@ -65,7 +67,7 @@ class Backbone(nn.Module):
 
 
 def trained_backbone(name: str, images: ClassImages, out: Path, steps: int | None = None) -> nn.Module:
-    """A body of torchvision trained on classes of drawings or photographs; what is kept under `out` is gone on from.
+    """A body of torchvision trained on classes of drawings or photographs; what is kept under `out` of the same config is gone on from.
 
     Args:
         steps: in place of the config's own.
@@ -77,5 +79,6 @@ def trained_backbone(name: str, images: ClassImages, out: Path, steps: int | Non
         changes["classes"] = min(own.classes, len(images))
         changes.setdefault("steps", own.steps * LONGER.get(name, 1))
     config = replace(own, **changes)  # type: ignore[type-var]
-    body = train(config, images, out, build=lambda: Backbone(name, colours, side))  # type: ignore[operator]
+    own_folder = out / digest(json.dumps(asdict(config), sort_keys=True).encode())[:8]
+    body = train(config, images, own_folder, build=lambda: Backbone(name, colours, side))  # type: ignore[operator]
     return body.eval().requires_grad_(False)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from training.figures import plots
-from training.figures.record import CONDITION, HOLDS, NOT_HERE, Claim, difference, interval, sign, text
+from training.figures.record import Claim, counted, difference, interval, sign, text
 from training.figures.references import references
 from training.figures.setting import Setting
 
@@ -68,7 +68,7 @@ def claims(values: dict[str, Any]) -> list[Claim]:
     rows = {(name, m): row for name, column in values.items() for m, row in column["by_segments"].items() if m != "1"}
     signs = {key: sign(row["error_minus_vanilla"]) for key, row in rows.items()}
     lower, higher = (_named(signs, wanted) for wanted in (-1, 1))
-    verdict = HOLDS if all(value < 0 for value in signs.values()) else (CONDITION if lower else NOT_HERE)
+    verdict = counted([-value for value in signs.values()])
     three = ", ".join(f"{name} {text(column['by_segments']['3']['error_minus_vanilla'], signed=True)}" for name, column in values.items())
     says = f"lower error than m = 1, intervals apart: {lower or 'nowhere'}; higher: {higher or 'nowhere'}; m = 3 minus m = 1: {three}"
     return [Claim("3.2.1", "all trajectory lengths above 2 have a lower error than vanilla diffusion at one budget", verdict, says)]

@@ -116,7 +116,7 @@ def noise_of(tasks: Tasks, seed: int) -> Tensor:
 def trained(config: ModelConfig, lab: Lab, folder: Path, part: str) -> Model:
     """The generator of a config, trained where that has not been done, measured on tasks of `part` on the way."""
     own = {name: value for name, value in to_json(config).items() if value or name != "inner_steps"}
-    whole = {"model": own, "lab": to_json(lab.config), "part": part}
+    whole = {"model": own, "lab": to_json(lab.config), "part": part} | lab.stands_on
     path = folder / f"{digest(json.dumps(whole, sort_keys=True).encode())[:16]}.safetensors"
     if path.exists():
         tensors, state = load_checkpoint(path)

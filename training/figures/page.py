@@ -13,9 +13,9 @@ EVIDENCE = "evidence"
 HEAD = """\
 # The paper's evidence, redone
 
-What of "Learning to Learn Weight Generation via Trajectory Diffusion" we could confirm, at the scale of one processor core. Every
-number on this page is read from `results/figures/NAME.json` (seeds, commit and budget inside) by `ltdi figure evidence`; a test
-holds the two together.
+What of "Learning to Learn Weight Generation via Trajectory Diffusion" we could confirm, at the scale of one processor core. What was
+measured for this page is read from `results/figures/NAME.json` (seeds, commit and budget inside), what bundles have and do from their files and tables, by
+`ltdi figure evidence`; a test holds page and files together. Figures of other papers are printed beside them as such.
 
 **The laboratory.** Omniglot, split of Vinyals et al., with the frozen Conv-4 of the bundle `omniglot`, and mini-ImageNet, split of Ravi and
 Larochelle, with the frozen Conv-4 of the config `mini-imagenet`; 64 principal components of their 256 features. A head is one linear layer
@@ -70,8 +70,7 @@ def _missing(name: str) -> list[str]:
 
 def _section(name: str, record: dict[str, Any]) -> list[str]:
     module = FIGURES[name]
-    seeds = min(len(record["seeds"]), getattr(module, "MOST_SEEDS", len(record["seeds"])))
-    made = getattr(module, "MADE", f"`ltdi figure {name}`, {seeds} seeds, {record['part']} classes")
+    made = getattr(module, "MADE", f"`ltdi figure {name}`, {len(record['seeds'])} seeds, {record['part']} classes")
     return [
         f"## {name}", "", f"**{module.TITLE}.** The paper: {module.PAPER}", "", *module.see(record["values"]), "",
         f"![{module.TITLE}](../results/figures/{name}.png)", "",

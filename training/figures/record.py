@@ -65,9 +65,9 @@ VERDICTS = (HOLDS, CONDITION, NOT_HERE, "not measured yet")
 
 
 def counted(signs: Sequence[int]) -> str:
-    """The verdict on "ahead everywhere" from the sign of each case: all ahead, some, none."""
-    ahead = sum(way > 0 for way in signs)
-    return HOLDS if ahead == len(signs) > 0 else (CONDITION if ahead else NOT_HERE)
+    """The verdict on "ahead everywhere" from the sign of each case: all ahead, more ahead than behind, or not."""
+    ahead, behind = (sum(way == wanted for way in signs) for wanted in (1, -1))
+    return HOLDS if ahead == len(signs) > 0 else (CONDITION if ahead > behind else NOT_HERE)
 
 
 def write_record(folder: Path, name: str, result: dict[str, Any]) -> Path:

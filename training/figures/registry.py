@@ -59,7 +59,7 @@ def make(name: str, setting: Setting, out: Path) -> dict[str, Any]:
     module, started = figure(name), time.process_time()
     values = module.measure(setting)
     result = {
-        "figure": name, "title": module.TITLE, "commit": commit(), "seeds": list(setting.seeds), "part": setting.part,
+        "figure": name, "title": module.TITLE, "commit": commit(), "seeds": list(setting.seeds)[: getattr(module, "MOST_SEEDS", None)], "part": setting.part,
         "quick": setting.quick, "budget": _on(module, setting).budget, "seconds": round(time.process_time() - started, 1), "values": values,
     }  # fmt: skip
     write_record(out, name, result)

@@ -18,7 +18,7 @@ from training.figures.tasks import Lab, Tasks
 
 TITLE = "which component is worth what, 5-way 1-shot"
 PAPER = "learning weights, diffusion and trajectories each add, but for learning weights on Omniglot."
-INNER_RATES, BETAS = (0.5, 2.0, 10.0, 50.0, 200.0), (0.03, 0.3, 1.0)
+INNER_RATES, BETAS = (0.1, 0.5, 2.0, 10.0, 50.0, 200.0), (0.03, 0.3, 1.0, 3.0, 10.0, 30.0)
 ORDER = ("REPTILE", "LLO-VAE", "Lv-Di", "Lt-Di")
 
 

@@ -139,6 +139,11 @@ class Lab:
         self.config, self._bodies = config, bodies
 
     @functools.cached_property
+    def stands_on(self) -> dict[str, str]:
+        """The digest of a body that is trained here; nothing of the one that ships."""
+        return self._bodies.trained_digest(self.config.data, self.config.body)
+
+    @functools.cached_property
     def train(self) -> Tasks:
         """The tasks that generators learn from, of training classes."""
         return self._tasks("train", self.config.tasks, self.bank("train"), self.codec, items=False)

@@ -455,12 +455,17 @@ def test_what_is_of_heads_is_refused(bundle: AdapterBundle) -> None:
             bundle.generate_many([HeadRequest(task, options)])
     with pytest.raises(UnsupportedInput, match="does not use unlabelled"):
         bundle.support(TEXTS, LABELS, unlabelled=["a card"])
-    with pytest.raises(UnsupportedInput, match="descriptions as texts"):
+    with pytest.raises(UnsupportedInput, match="as texts by label"):
         bundle.support(TEXTS, LABELS, descriptions={"card": torch.ones(32)})
     with pytest.raises(InvalidSupport, match="'parcel' has no example"):
         bundle.support(TEXTS, LABELS, descriptions={"parcel": "a parcel"})
-    with pytest.raises(InvalidText, match="tokens; this body reads"):
+    with pytest.raises(UnsupportedInput, match="as texts by label"):
+        bundle.support(TEXTS, LABELS, descriptions=["a card"])  # type: ignore[arg-type]
+    with pytest.raises(InvalidText, match="tokens; this body reads") as long:
         bundle.support(TEXTS, LABELS, descriptions={"card": "card " * 40})
+    assert long.value.field == "descriptions/card"
+    cut = bundle.support(TEXTS, LABELS, descriptions={"card": "card " * 40}, truncate=True)
+    assert bundle.too_long(cut) == 1
     for name in ("", " ", "a\nb", "x" * 1001, 5):
         with pytest.raises(InvalidInput, match="printable name"):
             bundle.generate(TEXTS, LABELS, base_model_name_or_path=name)  # type: ignore[arg-type]
