@@ -65,7 +65,8 @@ def test_a_domain_s_row_is_the_mean_of_seeds_and_the_best_of_the_examples_alone(
     ("rows", "ahead", "chain"),
     [
         ([((1.0, 1.0), 0.5)], HOLDS, HOLDS),
-        ([((1.0, 1.0), 0.0), ((-1.0, -1.0), 0.5)], CONDITION, CONDITION),
+        ([((1.0, 1.0), 0.0), ((-1.0, -1.0), 0.5)], NOT_HERE, CONDITION),
+        ([((1.0, 1.0), 0.5), ((1.0, 1.0), 0.5), ((-1.0, -1.0), 0.5)], CONDITION, HOLDS),
         ([((1.0, 0.05), -0.5)], NOT_HERE, NOT_HERE),
     ],
 )
@@ -83,7 +84,7 @@ def test_the_claims_of_table_2_follow_its_numbers() -> None:
         "whole": [whole], "images": {"a to b": {"difference": behind, "trajectory": ahead}},
     }  # fmt: skip
     found = table2.claims(values)
-    assert [claim.verdict for claim in found] == [NOT_HERE, HOLDS, CONDITION, HOLDS]
+    assert [claim.verdict for claim in found] == [NOT_HERE, HOLDS, NOT_HERE, HOLDS]
     assert "below on laboratory, a to b" in found[2].why and "above on 0, below on 1 of 1" in found[2].why
 
 

@@ -71,8 +71,8 @@ def _adapter_bundle() -> list[str]:
     segments = _read(BUNDLES / ADAPTERS / "bundle.json")["predictor"]["sizes"][1]
     schedule, fit = ScheduleConfig(segments=segments), FitConfig()
     prepared = [f"{fit.sam_radius:g}", f"{fit.token_dropout:.0%} of the words masked", "0"]
-    learned = "the task's loss; trajectories are stored and walked"
-    return [f"`{ADAPTERS}`, as the code has it", *_schedule(vars(schedule)), *prepared, learned, "m decides nothing (`tests/ltdi/adapters/test_bank.py`)"]
+    learned = "the task's loss; trajectories are stored and walked (T, SAM and masking as the code has them)"
+    return [f"`{ADAPTERS}`", *_schedule(vars(schedule)), *prepared, learned, "m decides nothing (`tests/ltdi/adapters/test_bank.py`)"]
 
 
 def _from_to(added: list[float]) -> str:
