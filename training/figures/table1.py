@@ -99,8 +99,9 @@ def see(values: dict[str, Any]) -> list[str]:
 
 def chosen_line(chosen: dict[str, Any]) -> str:
     """What validation tasks decided."""
+    edge = " (the largest tried)" if chosen["beta"] == BETAS[-1] else ""
     return (
-        f"Chosen on validation tasks of seed 0: REPTILE's inner rate {chosen['inner_lr']:g}, the VAE's divergence at {chosen['beta']:g}, "
+        f"Chosen on validation tasks of seed 0: REPTILE's inner rate {chosen['inner_lr']:g}, the VAE's divergence at {chosen['beta']:g}{edge}, "
         f"closed form *{chosen['closed form']}*."
     )
 
