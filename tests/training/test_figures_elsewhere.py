@@ -55,16 +55,18 @@ def test_a_backbone_in_training_moves_and_goes_on_from_what_is_kept(images: Clas
     body = trained_backbone("resnet18", images, tmp_path, steps=2)
     assert not body.training and not any(parameter.requires_grad for parameter in body.parameters())
     assert float(body.centre.norm()) > 0 and float(body.net.bn1.running_mean.norm()) > 0
-    before = (tmp_path / "body.ckpt.safetensors").stat().st_size
+    (kept,) = tmp_path.glob("*/body.ckpt.safetensors")
     again = trained_backbone("resnet18", images, tmp_path, steps=2)
     assert all(torch.allclose(a, b) for a, b in zip(body.state_dict().values(), again.state_dict().values(), strict=True))
-    assert (tmp_path / "body.ckpt.safetensors").stat().st_size == before
+    assert len(list(tmp_path.glob("*/body.ckpt.safetensors"))) == 1
+    trained_backbone("resnet18", images, tmp_path, steps=1)
+    assert len(list(tmp_path.glob("*/body.ckpt.safetensors"))) == 2 and kept.exists(), "another config is another body"
 
 
 def test_swin_is_a_body_like_the_others_where_it_is_asked_for(tmp_path: Path) -> None:
     found = replace(setting_of(tmp_path, (0,)), bodies=("swin_t",)).lab(body="swin_t", size=8)
     assert found.measured("val").support.shape[-1] == 8
-    assert (tmp_path / "figures-quick" / "bodies" / "swin_t-made" / "body.ckpt.safetensors").exists()
+    assert len(list((tmp_path / "figures-quick" / "bodies" / "swin_t-made").glob("*/body.ckpt.safetensors"))) == 1
     assert setting_of(tmp_path).bodies == ("resnet18", "mobilenet_v2")
 
 
