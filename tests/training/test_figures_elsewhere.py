@@ -24,6 +24,7 @@ from training.figures.record import CONDITION, HOLDS, NOT_HERE, interval
 from training.figures.registry import FIGURES
 from training.figures.setting import Setting
 from training.figures.table1 import ORDER, order_claim
+from training.prepare import body_digest
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,6 +75,8 @@ def test_features_are_kept_by_body_and_unknown_ones_are_refused(tmp_path: Path) 
     bodies = Bodies(tmp_path / "data", tmp_path / "figures", quick=True)
     found = bodies.features("made", "conv4", "val")
     assert found.ndim == 4 and len(list((tmp_path / "figures" / "features").glob("conv4-made-val-1-*"))) == 1
+    shipped, trained = (setting_of(tmp_path, (0,)).lab(body=name) for name in ("conv4", "resnet18"))
+    assert shipped.stands_on == {} and trained.stands_on == {"body_digest": body_digest(trained._bodies.body("made", "resnet18"))}
     with pytest.raises(InvalidConfig, match="no body 'vgg' on 'made'"):
         bodies.features("made", "vgg", "val")
 

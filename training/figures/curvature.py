@@ -144,8 +144,8 @@ def see(values: dict[str, Any]) -> list[str]:
         cells = [rows[radius] for rows in values["sharpness"].values()]
         lines.append(f"| {radius} | " + " | ".join(f"{text(c['largest'])}, {text(c['loss'])}, {text(c['accuracy'], 2)}" for c in cells) + " |")
     k, rows = values["bound"]["constants"], values["bound"]["by_epochs"]
-    lines += ["", f"Measured: μ = {k['mu']:g} (the weight decay), l = {k['l']:.3f}, λ = {k['lambda']:.3f}, ψ = {k['psi']:.2f}; loss of generated heads above the optimum's: {k['seen']:.4f}.", ""]
-    lines += ["| epoch | bound, mended | as printed | tasks that break it: mended, printed | tasks where ‖a + b‖² > ‖a‖² + ‖b‖² |", "|---|---|---|---|---|"]
+    lines += ["", f"Seed 0, measured: μ = {k['mu']:g} (the weight decay), l = {k['l']:.3f}, λ = {k['lambda']:.3f}, ψ = {k['psi']:.2f}; loss of generated heads above the optimum's: {k['seen']:.4f}.", ""]
+    lines += ["| epoch, seed 0 | bound, mended | as printed | tasks that break it: mended, printed | tasks where ‖a + b‖² > ‖a‖² + ‖b‖² |", "|---|---|---|---|---|"]
     total = values["bound"]["tasks"]
     return lines + [
         f"| {r['epochs']} | {r['mended']:.3g} | {r['printed']:.3g} | {r['violations']}, {r['violations_printed']} of {total} | {r['triangle']} |" for r in rows

@@ -113,7 +113,7 @@ def draw(values: dict[str, Any], path: Path) -> None:
 
 def see(values: dict[str, Any]) -> list[str]:
     """What the page says."""
-    lines = ["| | noise left one step after the start, at t = 1, of what was trained on | squared error of the last answer on training states, visited |"]
+    lines = ["| seed 0 | noise left one step after the start, at t = 1, of what was trained on | squared error of the last answer on training states, visited |"]
     lines.append("|---|---|---|")
     for name, row in values["by_step"].items():
         lines.append(f"| {name} | {row['noise'][1]:.3f}, {row['noise'][-1]:.3f} | {row['trained'][-1]:.3f}, {row['visited'][-1]:.3f} |")
