@@ -14,7 +14,7 @@ import torch
 
 from ltdi import baselines
 from ltdi.bundle import load_bundle
-from ltdi.errors import InvalidInput
+from ltdi.errors import DataMissing, InvalidInput
 from ltdi.schedule import Schedule, ScheduleConfig
 from training.figures.commands import figure
 from training.figures.curvature import descend, exact_optimum, largest_eigenvalue, smoothness
@@ -97,6 +97,16 @@ def test_figures_are_listed_and_an_unknown_one_names_the_nearest(capsys: pytest.
         figure(["figur3", "--runs", str(tmp_path)])
     with pytest.raises(InvalidInput, match="name a figure"):
         figure([])
+
+
+def test_all_goes_on_where_data_is_missing_and_one_figure_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    where = ["--data", str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--page", str(tmp_path / "page.md"), "--runs", str(tmp_path / "runs")]
+    assert figure(["--all", "--seeds", "1", *where]) == 0
+    said = capsys.readouterr().out
+    assert "table1: skipped, " in said and "table1-mini: skipped, no mini-ImageNet at" in said and "table4: " in said
+    assert (tmp_path / "page.md").exists()
+    with pytest.raises(DataMissing):
+        figure(["table1-mini", *where])
 
 
 def test_a_figure_that_was_not_made_stands_on_the_page_as_not_measured(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from ltdi.errors import InvalidInput
+from ltdi.errors import DataMissing, InvalidInput
 from ltdi.files import write_bytes
 from training.figures.backbones import LAST
 from training.figures.page import EVIDENCE, page
@@ -20,7 +20,7 @@ def figure(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="ltdi figure", description=figure.__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(FIGURES)}, {EVIDENCE}")
     parser.add_argument("--list", action="store_true", help="name every figure, and no more")
-    parser.add_argument("--all", action="store_true", help="every figure, then the page")
+    parser.add_argument("--all", action="store_true", help="every figure whose data is there, then the page")
     parser.add_argument("--quick", action="store_true", help="made characters and a tiny budget: that it runs, not what it shows")
     parser.add_argument("--out", type=Path, default=Path("results/figures"), help="folder of NAME.json and NAME.png")
     parser.add_argument("--page", type=Path, default=Path("docs/evidence.md"), help="where `evidence` is written")
@@ -51,6 +51,12 @@ def _make(names: list[str], args: argparse.Namespace) -> None:
         if name == EVIDENCE:
             write_bytes(args.page, page(args.out).encode())
             print(f"page {args.page}")
-        else:
+            continue
+        try:
             made = make(name, setting, args.out)
+        except DataMissing as error:
+            if not args.all:
+                raise
+            print(f"{name}: skipped, {error}")
+        else:
             print(f"{name}: {args.out / name}.json, .png, {made['seconds']} s")

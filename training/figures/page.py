@@ -31,7 +31,7 @@ Where this is not the paper: the paper's head has two layers, its bodies are tra
 trains by REPTILE. The denoiser here is a small network over the rows of a head, not a U-Net; where the U-Net was tried too,
 the page says so.
 
-`ltdi figure --all --data data` remakes everything; stages are kept under `runs/figures`, and a run that was stopped goes on.
+`ltdi figure --all --data data` remakes everything whose data is there (Omniglot, mini-ImageNet, CIFAR-10, Kannada-MNIST, digits); stages are kept under `runs/figures`, and a run that was stopped goes on.
 """
 ELSEWHERE = (
     "| 3.1 | Theorem 1: the chain recovers x_k in T - k steps | *holds with a condition* | with the loss's minimiser that knows x_k the "
