@@ -1,4 +1,4 @@
-"""Augmentation of images: small affine changes of each drawing, larger ones that make a new class."""
+"""Augmentation of images: small affine changes of each drawing, larger ones that make a new class; crops and colours of photographs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ltdi.views import warp
 
@@ -22,7 +23,7 @@ def random_affine(images: Tensor, generator: torch.Generator, strength: float = 
     Returns:
         Of the shape of `images`.
     """
-    return warp(images, random_matrices(len(images), generator, strength))
+    return warp(images, random_matrices(len(images), generator, strength).to(images.device))
 
 
 def random_matrices(count: int, generator: torch.Generator, strength: float) -> Tensor:
@@ -40,6 +41,50 @@ def random_matrices(count: int, generator: torch.Generator, strength: float) -> 
         torch.stack([nought, nought, one], dim=1),
     ]
     return torch.stack(rows, dim=1)
+
+
+def crop_maps(count: int, generator: torch.Generator, least: float = 0.5) -> Tensor:
+    """Random crops, half of them mirrored, as maps `[count, 2, 3]`; `least` is the smallest share of the area."""
+    area, aspect, x, y = torch.rand(4, count, generator=generator)
+    side = (least + (1 - least) * area).sqrt()
+    stretch = ((aspect - 0.5) * 2 * math.log(1.25)).exp().sqrt()
+    wide, high = (side * stretch).clamp_max(1), (side / stretch).clamp_max(1)
+    mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
+    nought = torch.zeros(count)
+    across = torch.stack([wide * mirror, nought, (1 - wide) * (2 * x - 1)], dim=1)
+    return torch.stack([across, torch.stack([nought, high, (1 - high) * (2 * y - 1)], dim=1)], dim=1)
+
+
+def crop(images: Tensor, maps: Tensor, size: int) -> Tensor:
+    """Images `[M, C, H, W]` under maps, `[M, C, size, size]`."""
+    grid = F.affine_grid(maps.to(images.device), [len(images), images.shape[1], size, size], align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False, padding_mode="border")
+
+
+def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Brightness, contrast, saturation and balance of each image changed a little."""
+    count = len(images)
+    contrast, saturation, light = ((torch.rand(3, count, 1, 1, 1, generator=generator) * 2 - 1) * 0.4).to(images.device)
+    balance = (1 + (torch.rand(count, 3, 1, 1, generator=generator) * 2 - 1) * 0.1).to(images.device)
+    mean = images.mean((1, 2, 3), keepdim=True)
+    grey = images.mean(1, keepdim=True)
+    images = grey + (1 + saturation) * (images - grey)
+    return ((mean * (1 + light / 2) + (1 + contrast) * (images - mean)) * balance).clamp(0, 1)
+
+
+def random_photo(images: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
+    """Crop, mirror and recolour each photograph, as where its class is to be seen all the same.
+
+    At strength 1: crops of half the area or more; at less, of nearer to all of it.
+
+    Args:
+        images: `[M, 3, H, W]`, float in 0..1, squares.
+        generator: the source of chance.
+
+    Returns:
+        Of the shape of `images`.
+    """
+    return jitter(crop(images, crop_maps(len(images), generator, 1 - strength / 2), images.shape[-1]), generator)
 
 
 def new_class_matrices(count: int, generator: torch.Generator) -> Tensor:

@@ -84,7 +84,7 @@ def class_mean_loss(features: Tensor) -> Tensor:
         Scalar: mean one-shot loss plus mean leave-one-out loss.
     """
     drawings, classes, _ = features.shape
-    target = torch.arange(classes)
+    target = torch.arange(classes, device=features.device)
     pairs = [(s, q) for s in range(drawings) for q in range(drawings) if s != q]
     support, query = (features[list(side)] for side in zip(*pairs, strict=True))
     one_shot = F.cross_entropy(
@@ -111,38 +111,41 @@ def draw_batch(
         chosen = chosen[place[data.groups[chosen]].argsort(stable=True)]
     chosen = chosen[:classes]
     which = torch.rand(classes, data.images.shape[1], generator=generator).argsort(1)[:, :drawings]
-    images = data.images[chosen.unsqueeze(1), which].flatten(0, 1).unsqueeze(1)
+    device = data.images.device
+    images = data.images[chosen.unsqueeze(1).to(device), which.to(device)].flatten(0, 1).unsqueeze(1)
     matrices = random_matrices(len(images), generator, strength=1.0)
     if new_classes:
         matrices = new_class_matrices(classes, generator).repeat_interleave(drawings, dim=0) @ matrices
-    return warp(images.float() / 255, matrices)
+    return warp(images.float() / 255, matrices.to(device))
 
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
     """Move `average` towards `model`; the decay warms up so that early steps are forgotten."""
     decay = min(decay, (step + 1) / (step + 10))
-    for kept, new in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if kept.is_floating_point():
-            kept.lerp_(new, 1 - decay)
-        else:
+    pairs = list(zip(average.state_dict().values(), model.state_dict().values(), strict=True))
+    real = [pair for pair in pairs if pair[0].is_floating_point()]
+    torch._foreach_lerp_([kept for kept, _ in real], [new for _, new in real], 1 - decay)
+    for kept, new in pairs:
+        if not kept.is_floating_point():
             kept.copy_(new)
 
 
 def train_body(
-    config: BodyConfig, data: ClassImages, out: Path, build: Callable[[], nn.Module] | None = None
+    config: BodyConfig, data: ClassImages, out: Path, build: Callable[[], nn.Module] | None = None, device: str = "cpu"
 ) -> nn.Module:
     """Train, writing `body.ckpt.safetensors` under `out`; goes on from it where it is there.
 
     Args:
         build: makes another body than `Conv4`.
+        device: of torch; chance is drawn on the processor everywhere.
 
     Returns:
-        The averaged body, in evaluation mode.
+        The averaged body, in evaluation mode, on the device.
     """
     torch.manual_seed(config.seed)
     build = build or (lambda: Conv4(config.channels, data.images.shape[-1]))
-    body, average = build(), build()
+    body, average, data = build().to(device), build().to(device), data.to(device)
     average.load_state_dict(body.state_dict())
     optimizer = torch.optim.AdamW(body.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     checkpoint, first = out / "body.ckpt.safetensors", 0
@@ -162,7 +165,7 @@ def train_body(
         images = draw_batch(
             data, config.classes, config.drawings, generator, new_classes=new_classes, whole_groups=config.whole_groups
         )
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.bfloat16):
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=config.bfloat16):
             features = body(images)
         loss = class_mean_loss(features.float().view(config.classes, config.drawings, -1).transpose(0, 1))
         optimizer.zero_grad()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltdi.bodies.photos import PhotoConv4
+from training.augment import crop, crop_maps, jitter
 from training.body import class_mean_loss, update_average
 from training.checkpoint import (
     load_checkpoint,
@@ -81,7 +82,7 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Features of unit length, in bfloat16 arithmetic; moves the body's centre a little."""
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(images.device.type, dtype=torch.bfloat16):
             roots = self.body.roots(images)
         self.body.centre.lerp_(roots.detach().mean(0), 0.02)
         return F.normalize(roots - self.body.centre.clone(), dim=1)
@@ -91,41 +92,13 @@ class Classifier(nn.Module):
         return self.sharpness.exp() * features @ F.normalize(self.directions, dim=1).T
 
 
-def crop_maps(count: int, generator: torch.Generator, least: float = 0.5) -> Tensor:
-    """Random crops, half of them mirrored, as maps `[count, 2, 3]`; `least` is the smallest share of the area."""
-    area, aspect, x, y = torch.rand(4, count, generator=generator)
-    side = (least + (1 - least) * area).sqrt()
-    stretch = ((aspect - 0.5) * 2 * math.log(1.25)).exp().sqrt()
-    wide, high = (side * stretch).clamp_max(1), (side / stretch).clamp_max(1)
-    mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
-    nought = torch.zeros(count)
-    across = torch.stack([wide * mirror, nought, (1 - wide) * (2 * x - 1)], dim=1)
-    return torch.stack([across, torch.stack([nought, high, (1 - high) * (2 * y - 1)], dim=1)], dim=1)
-
-
-def crop(images: Tensor, maps: Tensor, size: int) -> Tensor:
-    """Images `[M, C, H, W]` under maps, `[M, C, size, size]`."""
-    grid = F.affine_grid(maps, [len(images), images.shape[1], size, size], align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False, padding_mode="border")
-
-
-def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Brightness, contrast, saturation and balance of each image changed a little."""
-    count = len(images)
-    contrast, saturation, light = (torch.rand(3, count, 1, 1, 1, generator=generator) * 2 - 1) * 0.4
-    balance = 1 + (torch.rand(count, 3, 1, 1, generator=generator) * 2 - 1) * 0.1
-    mean = images.mean((1, 2, 3), keepdim=True)
-    grey = images.mean(1, keepdim=True)
-    images = grey + (1 + saturation) * (images - grey)
-    return ((mean * (1 + light / 2) + (1 + contrast) * (images - mean)) * balance).clamp(0, 1)
-
-
 def draw_images(
     data: ClassImages, config: ClassifyConfig, classes: Tensor, generator: torch.Generator
 ) -> Tensor:
     """An augmented image of each of `classes` `[M]`: `[M, 3, crop_size, crop_size]`, float."""
     which = torch.randint(data.images.shape[1], (len(classes),), generator=generator)
-    images = data.images[classes, which].float() / 255
+    device = data.images.device
+    images = data.images[classes.to(device), which.to(device)].float() / 255
     images = jitter(crop(images, crop_maps(len(classes), generator), config.crop_size), generator)
     return estrange(images, config.estranged, generator) if config.estranged else images
 
@@ -138,10 +111,10 @@ def classify_loss(model: Classifier, data: ClassImages, config: ClassifyConfig, 
     count = round(config.turned * config.batch)
     turns[:count] = torch.randint(1, 4, (count,), generator=generator)
     for turn in (1, 2, 3):
-        rows = (turns == turn).nonzero().squeeze(1)
+        rows = (turns == turn).nonzero().squeeze(1).to(images.device)
         images[rows] = torch.rot90(images[rows], turn, (2, 3))
     logits = model(model.features(images))
-    return F.cross_entropy(logits, turns * len(data) + classes, label_smoothing=config.smoothing)
+    return F.cross_entropy(logits, (turns * len(data) + classes).to(images.device), label_smoothing=config.smoothing)
 
 
 def class_means_loss(model: Classifier, data: ClassImages, config: ClassifyConfig, generator: torch.Generator) -> Tensor:
@@ -154,20 +127,21 @@ def class_means_loss(model: Classifier, data: ClassImages, config: ClassifyConfi
 
 def train_classifier(
     config: ClassifyConfig, data: ClassImages, out: Path, start: dict[str, Tensor] | None = None,
-    build: Callable[[], nn.Module] | None = None,
+    build: Callable[[], nn.Module] | None = None, device: str = "cpu",
 ) -> nn.Module:  # fmt: skip
     """Train, writing `body.ckpt.safetensors` under `out`; goes on from it where it is there.
 
     Args:
         start: a body to begin with.
         build: makes another body than `PhotoConv4`, with `roots`, `centre` and `feature_size`.
+        device: of torch; chance is drawn on the processor everywhere.
 
     Returns:
-        The averaged body, in evaluation mode.
+        The averaged body, in evaluation mode, on the device.
     """
     torch.manual_seed(config.seed)
     build = build or (lambda: PhotoConv4(config.widths, config.image_size))
-    model, average = Classifier(build(), len(data)), build()
+    model, average, data = Classifier(build(), len(data)).to(device), build().to(device), data.to(device)
     if start is not None:
         model.body.load_state_dict(start)
     average.load_state_dict(model.body.state_dict())

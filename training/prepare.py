@@ -19,7 +19,7 @@ from ltdi import baselines
 from ltdi.codec import Layout
 from ltdi.errors import InvalidConfig
 from ltdi.files import digest, read_safetensors, write_safetensors
-from training.augment import random_affine
+from training.augment import random_affine, random_photo
 from training.data.dataset import ClassImages
 from training.progress import RunLog
 from training.sam import sam_gradient
@@ -273,7 +273,7 @@ def shared_start(config: PrepareConfig, layout: Layout) -> tuple[Tensor, Tensor]
 
 
 def embed_views(body: nn.Module, data: ClassImages, config: PrepareConfig, cache: Path | None = None) -> Tensor:
-    """Features of each drawing and its augmented copies, `[classes, drawings, V, D]`; view 0 is the drawing.
+    """Features of each image and its augmented copies, `[classes, images, V, D]`; view 0 is the image.
 
     Args:
         cache: read where it holds just these, written where it is absent.
@@ -309,11 +309,12 @@ def _view_settings(config: PrepareConfig) -> tuple[int, float, int]:
 
 @torch.no_grad()
 def _embed(body: nn.Module, data: ClassImages, config: PrepareConfig, view: int) -> Tensor:
-    """One view of every drawing, `[classes * drawings, D]`."""
+    """One view of every image, `[classes * images, D]`."""
     generator, features = torch.Generator().manual_seed(config.seed * 1_000_003 + view), []
-    for images in data.images.flatten(0, 1).split(EMBED_BATCH):
-        pixels = images.unsqueeze(1).float() / 255
-        features.append(body(random_affine(pixels, generator, config.augment) if view else pixels))
+    change = random_affine if data.images.ndim == 4 else random_photo
+    for images in data.pixels.split(EMBED_BATCH):
+        pixels = images.float() / 255
+        features.append(body(change(pixels, generator, config.augment) if view else pixels))
     return torch.cat(features)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -192,9 +193,9 @@ def centre_and_scale(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def commit() -> str:
-    """The commit of the working tree, `unknown` outside a checkout."""
+    """The commit of the working tree; outside a checkout, what `GIT_COMMIT` says, or `unknown`."""
     found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    return found.stdout.strip() or os.environ.get("GIT_COMMIT", "unknown")
 
 
 def threads(count: int) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from training import classify
-from training.classify import ClassifyConfig, crop, crop_maps, train_classifier
+from training.augment import crop, crop_maps
+from training.classify import ClassifyConfig, train_classifier
 from training.data.dataset import ClassImages
 
 CONFIG = ClassifyConfig(

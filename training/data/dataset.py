@@ -30,6 +30,10 @@ class ClassImages:
         places = {group: place for place, group in enumerate(sorted(set(own)))}
         return torch.tensor([places[group] for group in own])
 
+    def to(self, device: str) -> ClassImages:
+        """The same on a device of torch."""
+        return ClassImages(self.images.to(device), self.names)
+
     @property
     def pixels(self) -> Tensor:
         """The images as bodies take them, in a row: `[classes * images, C, H, W]`, uint8."""

@@ -22,6 +22,8 @@ LAST = {"resnet18": "fc", "mobilenet_v2": "classifier", "swin_t": "head"}  # the
 DRAWINGS = BodyConfig(steps=400, classes=48, drawings=4, lr=3e-3, new_classes_from=200, checkpoint_every=50)
 LONGER = {"mobilenet_v2": 3}  # times the steps on drawings: it is slow to start on 28 pixels
 PHOTOS = ClassifyConfig(steps=1500, batch=96, lr=2e-3, checkpoint_every=100)
+LONG_DRAWINGS = BodyConfig(steps=4000, classes=192, drawings=4, lr=2e-3, new_classes_from=800, checkpoint_every=1000)
+LONG_PHOTOS = ClassifyConfig(steps=10000, batch=256, crop_size=72, lr=2e-3, checkpoint_every=1000)
 
 
 class Backbone(nn.Module):
@@ -45,14 +47,15 @@ class Backbone(nn.Module):
         self.feature_size = (head if isinstance(head, nn.Linear) else head[-1]).in_features
         setattr(self.net, LAST[name], nn.Identity())
         self.colours, self.image_size, self._signed = colours, image_size, name == "swin_t"
-        self._half = name == "resnet18"  # where it is quicker
+        self._half = name == "resnet18"  # quicker on a processor
         self.register_buffer("centre", torch.zeros(self.feature_size))
         self.to(memory_format=torch.channels_last)
 
     def roots(self, images: Tensor) -> Tensor:
         """The network's features of images `[M, 1 or 3, H, W]`, roots where none is negative: `[M, D]`, float32."""
         images = images.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._half and self.training):
+        quicker = self._half or images.device.type == "cuda"
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=quicker and self.training):
             found = self.net(images).float()
         return found if self._signed else (found + LEAST).sqrt()
 
@@ -66,19 +69,30 @@ class Backbone(nn.Module):
         return LENGTH * F.normalize(found - self.centre, dim=1)
 
 
-def trained_backbone(name: str, images: ClassImages, out: Path, steps: int | None = None) -> nn.Module:
+def trained_backbone(
+    name: str, images: ClassImages, out: Path, steps: int | None = None, *, long: bool = False, device: str = "cpu"
+) -> nn.Module:
     """A body of torchvision trained on classes of drawings or photographs; what is kept under `out` of the same config is gone on from.
 
     Args:
         steps: in place of the config's own.
+        long: the configs that are made for a GPU.
+        device: of torch, where it is trained and stays.
     """
     colours, side = (3 if images.images.ndim == 5 else 1), images.images.shape[-1]
-    own, train = (PHOTOS, train_classifier) if colours == 3 else (DRAWINGS, train_body)
+    own, train = (config_of(long, colours), train_classifier if colours == 3 else train_body)
     changes = {"image_size": side} | ({} if steps is None else {"steps": steps})
     if colours == 1:
         changes["classes"] = min(own.classes, len(images))
-        changes.setdefault("steps", own.steps * LONGER.get(name, 1))
+        changes.setdefault("steps", own.steps * (1 if long else LONGER.get(name, 1)))
     config = replace(own, **changes)  # type: ignore[type-var]
     own_folder = out / digest(json.dumps(asdict(config), sort_keys=True).encode())[:8]
-    body = train(config, images, own_folder, build=lambda: Backbone(name, colours, side))  # type: ignore[operator]
+    body = train(config, images, own_folder, build=lambda: Backbone(name, colours, side), device=device)  # type: ignore[operator]
     return body.eval().requires_grad_(False)
+
+
+def config_of(long: bool, colours: int) -> BodyConfig | ClassifyConfig:
+    """How bodies are trained on drawings (1 colour) or photographs (3)."""
+    if colours == 3:
+        return LONG_PHOTOS if long else PHOTOS
+    return LONG_DRAWINGS if long else DRAWINGS

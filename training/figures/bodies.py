@@ -15,7 +15,6 @@ from training.checkpoint import load_checkpoint
 from training.configs import experiment
 from training.configs.experiment import ELSEWHERE, READERS
 from training.data.dataset import ClassImages
-from training.episodes import embed_all
 from training.figures.backbones import LAST, trained_backbone
 from training.prepare import PrepareConfig, body_digest, embed_views
 from training.runs import BODY, Workspace
@@ -23,6 +22,7 @@ from training.runs import BODY, Workspace
 CONV4 = "conv4"
 BODIES = (CONV4, *LAST)
 SIDES = {"omniglot": 28, "mini-imagenet": 48, "made": 28}  # pixels
+LONG_SIDES = SIDES | {"mini-imagenet": 84}
 QUICK_STEPS = 2
 
 
@@ -34,17 +34,26 @@ class Bodies:
         data: the folder of the data sets.
         kept: the folder of what figures keep; the run of mini-ImageNet's own body lies beside it.
         quick: two steps of training, for tests.
+        long: networks of torchvision trained as only a GPU can, on larger photographs.
+        device: of torch, for networks of torchvision.
     """
 
     data: Path
     kept: Path
     quick: bool = False
+    long: bool = False
+    device: str = "cpu"
+
+    @property
+    def sides(self) -> dict[str, int]:
+        """Of images, pixels."""
+        return LONG_SIDES if self.long else SIDES
 
     def features(self, images: str, body: str, part: str, views: int = 1) -> Tensor:
         """Features of each image of a part, or of another set of `ELSEWHERE`, and its views, `[classes, images, V, F]`.
 
         Raises:
-            InvalidConfig: views of photographs, or an unknown body or set.
+            InvalidConfig: an unknown body or set.
         """
         if images not in SIDES or body not in BODIES:
             raise InvalidConfig(f"no body {body!r} on {images!r}; known: {', '.join(BODIES)} on {', '.join(SIDES)}", field="body")
@@ -60,17 +69,18 @@ class Bodies:
 
 
 @functools.cache
-def _images(name: str, data: Path, part: str) -> ClassImages:
+def _images(name: str, data: Path, part: str, side: int) -> ClassImages:
     if part in ELSEWHERE:
-        return READERS[name](data, "test", SIDES[name]) if name == "made" else ELSEWHERE[part](data, SIDES[name])
-    return READERS[name](data, part, SIDES[name])
+        return READERS[name](data, "test", side) if name == "made" else ELSEWHERE[part](data, side)
+    return READERS[name](data, part, side)
 
 
 @functools.cache
 def _body(bodies: Bodies, images: str, name: str) -> nn.Module:
     if name != CONV4:
-        train = _images(images, bodies.data, "train")
-        return trained_backbone(name, train, bodies.kept / "bodies" / f"{name}-{images}", QUICK_STEPS if bodies.quick else None)
+        train = _images(images, bodies.data, "train", bodies.sides[images])
+        out, steps = bodies.kept / "bodies" / f"{name}-{images}", QUICK_STEPS if bodies.quick else None
+        return trained_backbone(name, train, out, steps, long=bodies.long, device=bodies.device)
     if images == "mini-imagenet":
         return _of_config(Workspace(experiment("mini-imagenet"), bodies.kept.parent, bodies.data))
     return load_bundle("omniglot", device="cpu").body
@@ -89,9 +99,7 @@ def _features(bodies: Bodies, images: str, body: str, part: str, views: int) -> 
     path = bodies.kept / "features" / f"{body}-{images}-{part}-{views}-{body_digest(read)[:12]}.safetensors"
     if path.exists():
         return read_safetensors(path, "kept features")[0]["features"]
-    own = _images(images, bodies.data, part)
-    if own.images.ndim == 5 and views > 1:
-        raise InvalidConfig("figures know views of drawings only", field="views")
-    made = embed_views(read, own, PrepareConfig(views=views)) if own.images.ndim == 4 else embed_all(read, own).unsqueeze(2)
+    own = _images(images, bodies.data, part, bodies.sides[images]).to(next(read.parameters()).device.type)
+    made = embed_views(read, own, PrepareConfig(views=views)).cpu()
     write_safetensors(path, {"features": made}, {"format": "ltdi.features"})
     return made

@@ -1,4 +1,4 @@
-"""A figure on another set of images."""
+"""A figure on another set of images, or on bodies that only a GPU can train."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from training.figures.record import Claim
 from training.figures.setting import Setting
 
-NAMES = {"mini-imagenet": "mini-ImageNet"}
+NAMES = {"mini-imagenet": "mini-ImageNet", "omniglot": "Omniglot"}
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,22 @@ class Elsewhere:
     Args:
         of: the figure.
         images: the set.
+        long: whether its bodies are trained as only a GPU can.
     """
 
     of: ModuleType
     images: str
+    long: bool = False
+
+    @property
+    def where(self) -> str:
+        """The set, and whether bodies are trained long, for titles and claims."""
+        return NAMES[self.images] + (", bodies trained on a GPU" if self.long else "")
 
     @property
     def TITLE(self) -> str:
         """The figure's, with the set's name."""
-        return f"{self.of.TITLE}: {NAMES[self.images]}"
+        return f"{self.of.TITLE}: {self.where}"
 
     @property
     def PAPER(self) -> str:
@@ -42,7 +49,7 @@ class Elsewhere:
 
     def on(self, setting: Setting) -> Setting:
         """A setting of this set."""
-        return replace(setting, images=self.images)
+        return replace(setting, images=self.images, long=self.long)
 
     def measure(self, setting: Setting) -> dict[str, Any]:
         """The figure's numbers on this set."""
@@ -58,4 +65,4 @@ class Elsewhere:
 
     def claims(self, values: dict[str, Any]) -> list[Claim]:
         """The figure's claims, of this set."""
-        return [replace(claim, says=f"{NAMES[self.images]}: {claim.says}") for claim in self.of.claims(values)]
+        return [replace(claim, says=f"{self.where}: {claim.says}") for claim in self.of.claims(values)]

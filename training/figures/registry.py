@@ -10,6 +10,7 @@ from typing import Any
 from ltdi.config import nearest
 from ltdi.errors import InvalidInput
 from training.figures import (
+    budget,
     curvature,
     figure1,
     figure3,
@@ -34,8 +35,9 @@ MINI = "mini-imagenet"
 FIGURES: dict[str, ModuleType | Elsewhere] = {
     "table1": table1, "table1-mini": Elsewhere(table1, MINI), "table2": table2, "table4": table4, "figure1": figure1, "figure3": figure3,
     "figure3-mini": Elsewhere(figure3, MINI), "figure4": figure4, "figure5": figure5, "figure5-mini": Elsewhere(figure5, MINI),
-    "figure6": figure6, "figure7": figure7, "figure8": Elsewhere(figure7, MINI), "table7": table7, "table8": Elsewhere(table7, MINI),
-    "curvature": curvature, "gap": gap, "variants": variants, "memorisation": memorisation,
+    "figure6": figure6, "figure6-mini": Elsewhere(figure6, MINI), "figure7": figure7, "figure8": Elsewhere(figure7, MINI), "table7": table7, "table8": Elsewhere(table7, MINI),
+    "table7-gpu": Elsewhere(table7, "omniglot", long=True), "table8-gpu": Elsewhere(table7, MINI, long=True),
+    "curvature": curvature, "gap": gap, "variants": variants, "budget": budget, "memorisation": memorisation,
 }  # fmt: skip
 
 

@@ -28,6 +28,8 @@ class Setting:
         quick: made characters and a tiny budget, for tests.
         images: the set that laboratories are of: `omniglot` or `mini-imagenet`.
         bodies: of torchvision, for tables 7 and 8.
+        long: those trained as only a GPU can.
+        device: of torch, for those.
     """
 
     data: Path
@@ -36,12 +38,19 @@ class Setting:
     part: str = "test"
     quick: bool = False
     images: str = "omniglot"
-    bodies: tuple[str, ...] = ("resnet18", "mobilenet_v2")
+    bodies: tuple[str, ...] = ()
+    long: bool = False
+    device: str = "cpu"
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The bodies that tables 7 and 8 are of: those that were asked for, else what the compute allows."""
+        return self.bodies or (("resnet18", "mobilenet_v2", "swin_t") if self.long else ("resnet18", "mobilenet_v2"))
 
     def lab(self, seed: int = 0, **changes: Any) -> Lab:
         """The laboratory of a seed's own tasks and starts, with some of its settings changed."""
         own = QUICK_LAB if self.quick else LabConfig(data=self.images)
-        return laboratory(replace(own, seed=seed, **changes), Bodies(self.data, self.kept, self.quick))
+        return laboratory(replace(own, seed=seed, **changes), Bodies(self.data, self.kept, self.quick, self.long, self.device))
 
     def model(self, lab: Lab, segments: int = 1, steps: int = 20, **changes: Any) -> Model:
         """A generator of m = `segments` and T = `steps` with the laboratory's seed, trained unless it is kept already."""
