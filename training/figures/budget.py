@@ -13,11 +13,11 @@ from training.figures.setting import Setting
 from training.figures.tasks import Lab, laboratory
 from training.figures.variants import UNET
 
-TITLE = "three times the tasks, up to 36 times the training"
+TITLE = "three times the tasks, up to 18 times the training"
 PAPER = "budgets of GPU hours; trajectory diffusion is ahead of vanilla at any of them."
 SEGMENTS = (1, 2, 3)
 TASKS = 10_000
-SMALL, WIDE = (600, 3_600, 21_600), (600, 3_600)
+SMALL, WIDE = (600, 3_600, 10_800), (600, 3_600)
 CASES: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int]] = {  # images, the generator, batches, seeds
     "Omniglot": ("omniglot", {}, SMALL, 5),
     "mini-ImageNet": ("mini-imagenet", {}, SMALL, 5),

@@ -40,9 +40,11 @@ def _rows(setting: Setting, body: str) -> dict[str, Any]:
 
 def _training(setting: Setting) -> dict[str, Any]:
     """How the bodies were trained, for the page."""
-    config = config_of(setting.long, 3 if setting.images == "mini-imagenet" else 1)
-    images = config.batch if isinstance(config, ClassifyConfig) else config.classes * config.drawings
-    return {"steps": config.steps, "images": images, "side": (LONG_SIDES if setting.long else SIDES)[setting.images], "long": setting.long}
+    configs = {name: config_of(name, setting.long, 3 if setting.images == "mini-imagenet" else 1) for name in setting.networks}
+    one = next(iter(configs.values()))
+    images = one.batch if isinstance(one, ClassifyConfig) else one.classes * one.drawings
+    steps = {name: config.steps for name, config in configs.items()}
+    return {"steps": steps, "images": images, "side": (LONG_SIDES if setting.long else SIDES)[setting.images], "long": setting.long}
 
 
 def draw(values: dict[str, Any], path: Path) -> None:
@@ -68,7 +70,8 @@ def see(values: dict[str, Any]) -> list[str]:
         cells = [f"{_cell(found, method)} | {_printed(values['images'], body, method)}" for body, found in bodies.items()]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     how = values["training"]
-    said = f"Bodies are trained from random weights, {how['steps']} steps of {how['images']} images of {how['side']} pixels ({'on one GPU, side by side, in some minutes' if how['long'] else 'minutes of one core, on drawings three times as many steps for MobileNetV2'}); what they are worth is what class means have on them."
+    steps, where = ", ".join(f"{name} {count}" for name, count in how["steps"].items()), "on one GPU, side by side" if how["long"] else "on one core"
+    said = f"Bodies are trained from random weights for minutes {where}, in steps of {how['images']} images of {how['side']} pixels ({steps}); what they are worth is what class means have on them."
     return [*lines, "", said, "", *[f"{body}: {chosen_line(found['chosen'])}" for body, found in bodies.items()]]
 
 
