@@ -292,7 +292,7 @@ def embed_views(body: nn.Module, data: ClassImages, config: PrepareConfig, cache
 
 def data_digest(data: ClassImages) -> str:
     """SHA-256 over names and pixels."""
-    return digest("\n".join(data.names).encode(), data.images.contiguous().numpy().tobytes())
+    return digest("\n".join(data.names).encode(), data.images.cpu().contiguous().numpy().tobytes())
 
 
 def body_digest(body: nn.Module) -> str:
