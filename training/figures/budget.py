@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from training.figures import plots
+from training.figures.models import Model
 from training.figures.record import Claim, Interval, counted, difference, interval, sign, text
 from training.figures.references import error, linear_map
 from training.figures.setting import Setting
@@ -16,6 +17,7 @@ from training.figures.variants import UNET
 TITLE = "three times the tasks, up to 18 times the training"
 PAPER = "budgets of GPU hours; trajectory diffusion is ahead of vanilla at any of them."
 SEGMENTS = (1, 2, 3)
+MEASURED = ("error", "accuracy", "scaled", "length")
 TASKS = 10_000
 SMALL, WIDE = (600, 3_600, 10_800), (600, 3_600)
 CASES: dict[str, tuple[str, dict[str, Any], tuple[int, ...], int]] = {  # images, the generator, batches, seeds
@@ -31,6 +33,11 @@ def measure(setting: Setting) -> dict[str, Any]:
     return {name: _case(setting, *case) for name, case in setting.some(list(CASES.items()), 1)}
 
 
+def budget(setting: Setting) -> dict[str, Any]:
+    """The page's, with the tasks and batches of each case."""
+    return setting.budget | {"tasks": TASKS, "batches": {name: list(case[2]) for name, case in CASES.items()}}
+
+
 def _case(setting: Setting, images: str, generator: dict[str, Any], batches: tuple[int, ...], seeds: int) -> dict[str, Any]:
     own = replace(setting, images=images)
     made = [by_seed(own, seed, generator, tuple(setting.some(batches))) for seed in setting.seeds[:seeds]]
@@ -39,18 +46,31 @@ def _case(setting: Setting, images: str, generator: dict[str, Any], batches: tup
         row: dict[str, Any] = {"batches": count}
         for m in SEGMENTS:
             ends = [seed["rows"][place][str(m)] for seed in made]
-            row[str(m)] = {key: interval([end[key] for end in ends]) for key in ("error", "accuracy")}
-        rows.append(row | {f"{m} less 1": difference(row[str(m)]["error"], row["1"]["error"]) for m in SEGMENTS[1:]})
+            row[str(m)] = {key: interval([end[key] for end in ends]) for key in MEASURED}
+        for key in ("error", "scaled"):
+            row[f"{key} less 1"] = {str(m): difference(row[str(m)][key], row["1"][key]) for m in SEGMENTS[1:]}
+        rows.append(row)
     return {"rows": rows, LINEAR: interval([seed[LINEAR] for seed in made])}
 
 
 def by_seed(setting: Setting, seed: int, generator: dict[str, Any], batches: tuple[int, ...]) -> dict[str, Any]:
     """The rows of one seed; its tasks, 800 MB of them, are let go of at the end."""
     lab = lab_of(setting, seed)
-    rows = [{str(m): setting.model(lab, m, **_budget(setting, count), **generator).curve[-1] for m in SEGMENTS} for count in batches]
+    rows = [{str(m): _seen(lab, setting.part, setting.model(lab, m, **_budget(setting, count), **generator)) for m in SEGMENTS} for count in batches]
     found = {"rows": rows, LINEAR: error(lab, lab.measured(setting.part), lab.codec.decode(linear_map(lab, lab.measured(setting.part))))}
     laboratory.cache_clear()
     return found
+
+
+def _seen(lab: Lab, part: str, model: Model) -> dict[str, float]:
+    """Error, accuracy, squared length against the optima's, and the error where all heads are multiplied by the one best factor."""
+    tasks = lab.measured(part)
+    made, optimum = model.generate(lab, tasks), lab.codec.encode(tasks.optimum)
+    heads = lab.codec.encode(made.heads)
+    factor = (heads * optimum).sum() / heads.square().sum()
+    found = {"error": made.error, "accuracy": made.accuracy, "scaled": (factor * heads - optimum).square()}
+    length = heads.square().sum() / optimum.square().sum()
+    return {name: float(values.mean()) for name, values in found.items()} | {"length": float(length)}
 
 
 def lab_of(setting: Setting, seed: int) -> Lab:
@@ -69,7 +89,9 @@ def draw(values: dict[str, Any], path: Path) -> None:
     for axis, (name, found) in zip(axes, values.items(), strict=True):
         for m, colour in zip(SEGMENTS[1:], (plots.OTHER, plots.TRAJECTORY), strict=True):
             rows = found["rows"]
-            plots.curve(axis, [row["batches"] for row in rows], [row[f"{m} less 1"] for row in rows], color=colour, label=f"m = {m}")
+            batches = [row["batches"] for row in rows]
+            plots.curve(axis, batches, [row["error less 1"][str(m)] for row in rows], color=colour, label=f"m = {m}")
+            plots.curve(axis, batches, [row["scaled less 1"][str(m)] for row in rows], color=colour, label=f"m = {m}, each at its best length", ls="--")
         axis.axhline(0, color=plots.GREY, lw=1)
         axis.set_xscale("log")
         axis.set_title(name, fontsize=10)
@@ -82,29 +104,36 @@ def draw(values: dict[str, Any], path: Path) -> None:
 def see(values: dict[str, Any]) -> list[str]:
     """What the page says."""
     lines = [
-        f"Each generator learns from {TASKS} tasks in place of 3000; each row is a training of its own, with its learning rate falling to 0.", "",
-        "| | batches | error, m = 1 | m = 2, less m = 1 | m = 3, less m = 1 | accuracy, m = 1; m = 3 |", "|---|---|---|---|---|---|",
+        f"Each generator learns from {TASKS} tasks in place of 3000; each row is a training of its own, with its learning rate falling to 0. "
+        "*At its best length*: all heads of a generator multiplied by one factor, the best there is on these tasks (which no generator knows), "
+        "so that what is left is direction. *Length*: mean square of the heads, against that of the optima.", "",
+        "| | batches | error, m = 1 | m = 2, less m = 1 | m = 3, less m = 1 | at its best length, m = 1 | m = 3, less m = 1 | length, m = 1; 2; 3 | accuracy, m = 1; m = 3 |",
+        "|---" * 9 + "|",
     ]  # fmt: skip
     for name, found in values.items():
-        for row in found["rows"]:
-            accuracies = "; ".join(text(row[m]["accuracy"], 2) for m in ("1", "3"))
-            less = " | ".join(text(row[f"{m} less 1"], signed=True) for m in SEGMENTS[1:])
-            lines.append(f"| {name} | {row['batches']} | {text(row['1']['error'])} | {less} | {accuracies} |")
+        lines += [_line(name, row) for row in found["rows"]]
     linear = "; ".join(f"{name} {text(found[LINEAR])}" for name, found in values.items() if "U-Net" not in name)
     return [*lines, "", f"A linear map of the class means, fitted to the same tasks, has {linear}."]
+
+
+def _line(name: str, row: dict[str, Any]) -> str:
+    accuracies = "; ".join(text(row[m]["accuracy"], 2) for m in ("1", "3"))
+    lengths = "; ".join(f"{row[str(m)]['length']['mean']:.2f}" for m in SEGMENTS)
+    less = [text(row["error less 1"][str(m)], signed=True) for m in SEGMENTS[1:]] + [text(row["1"]["scaled"]), text(row["scaled less 1"]["3"], signed=True)]
+    return f"| {name} | {row['batches']} | {text(row['1']['error'])} | {' | '.join(less)} | {lengths} | {accuracies} |"
 
 
 def claims(values: dict[str, Any]) -> list[Claim]:
     """That the lead is there at any budget, case by case."""
     found = []
     for name, case in values.items():
-        signs = {f"m = {m} at {row['batches']}": sign(row[f"{m} less 1"]) for row in case["rows"] for m in SEGMENTS[1:]}
+        signs = {f"m = {m} at {row['batches']}": sign(row["error less 1"][str(m)]) for row in case["rows"] for m in SEGMENTS[1:]}
         ahead, behind = ("; ".join(place for place, way in signs.items() if way == wanted) or "nowhere" for wanted in (-1, 1))
-        why = f"lower error: {ahead}; higher: {behind}, intervals apart; m = 3 less m = 1 {_path(case)}"
+        why = f"lower error: {ahead}; higher: {behind}, intervals apart; m = 3 less m = 1 {_path(case, 'error')}; each at its best length {_path(case, 'scaled')}"
         found.append(Claim("3.2", f"{name}: trajectory diffusion has the lower error at one budget, whatever the budget", counted([-way for way in signs.values()]), why))
     return found
 
 
-def _path(case: dict[str, Any]) -> str:
-    found: list[Interval] = [row["3 less 1"] for row in case["rows"]]
+def _path(case: dict[str, Any], key: str) -> str:
+    found: list[Interval] = [row[f"{key} less 1"]["3"] for row in case["rows"]]
     return ", ".join(f"{text(one, signed=True)} at {row['batches']}" for one, row in zip(found, case["rows"], strict=True))

@@ -52,8 +52,11 @@ def figure(name: str) -> ModuleType | Elsewhere:
     return FIGURES[name]
 
 
-def _on(module: ModuleType | Elsewhere, setting: Setting) -> Setting:
-    return module.on(setting) if isinstance(module, Elsewhere) else setting
+def budget_of(module: ModuleType | Elsewhere, setting: Setting) -> dict[str, Any] | None:
+    """The budget for the record: the figure's own where it has one, None where it reads what others measured, else the page's."""
+    if isinstance(module, Elsewhere):
+        return budget_of(module.of, module.on(setting))
+    return module.budget(setting) if hasattr(module, "budget") else setting.budget
 
 
 def make(name: str, setting: Setting, out: Path) -> dict[str, Any]:
@@ -62,7 +65,7 @@ def make(name: str, setting: Setting, out: Path) -> dict[str, Any]:
     values = module.measure(setting)
     result = {
         "figure": name, "title": module.TITLE, "commit": commit(), "seeds": list(setting.seeds)[: getattr(module, "MOST_SEEDS", None)], "part": setting.part,
-        "quick": setting.quick, "budget": _on(module, setting).budget, "seconds": round(time.process_time() - started, 1), "values": values,
+        "quick": setting.quick, "budget": budget_of(module, setting), "seconds": round(time.process_time() - started, 1), "values": values,
     }  # fmt: skip
     write_record(out, name, result)
     module.draw(values, out / f"{name}.png")

@@ -28,6 +28,12 @@ def measure(setting: Setting) -> dict[str, Any]:
     return {"images": setting.images, "training": _training(setting), "bodies": bodies}
 
 
+def budget(setting: Setting) -> dict[str, Any]:
+    """The page's, on bodies of its own."""
+    shared = setting.budget
+    return shared | {"lab": shared["lab"] | {"body": list(setting.some(setting.networks, 1))}, "bodies": _training(setting)}
+
+
 def _rows(setting: Setting, body: str) -> dict[str, Any]:
     """The table of one body, kept once made, so that several can be made side by side."""
     stands_on = setting.lab(body=body).stands_on["body_digest"]
