@@ -1,10 +1,11 @@
-"""Made text-like feature sets: classes are blobs, names lie near them."""
+"""Made data: text-like feature sets whose classes are blobs with names near them, and photographs of one tint a class."""
 
 from __future__ import annotations
 
 import torch
 
 from ltdi.experts import unit
+from training.data.dataset import ClassImages
 from training.features import FeatureSet
 
 
@@ -22,3 +23,11 @@ def made_set(name: str, classes: int = 8, items: int = 20, size: int = 16, sprea
         torch.cat([~test, torch.zeros(3, dtype=torch.bool)]), torch.cat([test, torch.ones(3, dtype=torch.bool)]),
         tuple(f"c{i}" for i in range(classes)), names, names.roll(1, 1),
     )
+
+
+def photos(classes: int = 4, count: int = 6, side: int = 32) -> ClassImages:
+    """Noise about a tint of each class."""
+    chance = torch.Generator().manual_seed(0)
+    tint = torch.randint(0, 200, (classes, 1, 3, 1, 1), generator=chance)
+    noise = torch.randint(0, 55, (classes, count, 3, side, side), generator=chance)
+    return ClassImages((tint + noise).to(torch.uint8), [str(i) for i in range(classes)])

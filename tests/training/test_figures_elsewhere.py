@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ltdi.errors import InvalidConfig
+from tests.training.made import photos
 from training.cards import WHY_DEFAULTS
 from training.data.dataset import ClassImages
 from training.data.made import load_made
@@ -31,13 +32,6 @@ ROOT = Path(__file__).parents[2]
 
 def setting_of(folder: Path, seeds: tuple[int, ...] = (0, 1)) -> Setting:
     return Setting(Path("none"), folder / "figures-quick", seeds, quick=True)
-
-
-def photos(classes: int = 4, count: int = 6, side: int = 32) -> ClassImages:
-    chance = torch.Generator().manual_seed(0)
-    tint = torch.randint(0, 200, (classes, 1, 3, 1, 1), generator=chance)
-    noise = torch.randint(0, 55, (classes, count, 3, side, side), generator=chance)
-    return ClassImages((tint + noise).to(torch.uint8), [str(i) for i in range(classes)])
 
 
 @pytest.mark.parametrize("name", LAST)
@@ -68,7 +62,8 @@ def test_swin_is_a_body_like_the_others_where_it_is_asked_for(tmp_path: Path) ->
     found = replace(setting_of(tmp_path, (0,)), bodies=("swin_t",)).lab(body="swin_t", size=8)
     assert found.measured("val").support.shape[-1] == 8
     assert len(list((tmp_path / "figures-quick" / "bodies" / "swin_t-made").glob("*/body.ckpt.safetensors"))) == 1
-    assert setting_of(tmp_path).bodies == ("resnet18", "mobilenet_v2")
+    assert setting_of(tmp_path).networks == ("resnet18", "mobilenet_v2")
+    assert replace(setting_of(tmp_path), long=True).networks == ("resnet18", "mobilenet_v2", "swin_t")
 
 
 def test_features_are_kept_by_body_and_unknown_ones_are_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ Larochelle, with the frozen Conv-4 of the config `mini-imagenet`; 64 principal c
 on them, 5 x 65 weights. Its optimum is the minimum of cross entropy over all 20 drawings of each class (100 photographs) plus weight
 decay: one point, since that is strongly convex, reached by 60 steps of gradient descent from a Gaussian start as wide as the optima themselves. The generator sees the class means of the examples. It is trained by Eq. 2 on
 3000 tasks of training classes, and sampled by Eq. 1; *Lv-Di* is m = 1, *Lt-Di* m = 3 unless said otherwise, T = 20, cosine
-schedule. Every generator has the same network and budget, 600 batches of 64 tasks, a few seconds of one core. Errors are
+schedule. Every generator has the same network and budget, 600 batches of 64 tasks, a few seconds of one core, but for [budget](#budget). Errors are
 mean squares of standardised weights over 500 tasks of test classes: 1 is the error of the mean head, 0 the optimum.
 Settings were chosen on Omniglot's validation classes, for m = 1 and m = 3 together. Each seed has tasks and starts of its own, to train on and
 to measure on, the same for all methods, and one draw of x_T for each measured task (over which errors vary by less than 1e-6); "±" is Student's 95 % interval over the seeds named under each figure.
@@ -32,6 +32,7 @@ trains by REPTILE. The denoiser here is a small network over the rows of a head,
 the page says so.
 
 `ltdi figure --all --data data` remakes everything whose data is there (Omniglot, mini-ImageNet, CIFAR-10, Kannada-MNIST, digits); stages are kept under `runs/figures`, and a run that was stopped goes on.
+Beginning with nothing kept, it takes SCRATCH.
 """
 ELSEWHERE = (
     "| 3.1 | Theorem 1: the chain recovers x_k in T - k steps | *holds with a condition* | with the loss's minimiser that knows x_k the "
@@ -65,7 +66,8 @@ def _claims(found: list[tuple[str, Claim]]) -> list[str]:
 
 
 def _missing(name: str) -> list[str]:
-    return [f"## {name}", "", f"**{FIGURES[name].TITLE}.** Not measured yet: `ltdi figure {name}`."]
+    device = " --device cuda" if getattr(FIGURES[name], "long", False) else ""
+    return [f"## {name}", "", f"**{FIGURES[name].TITLE}.** Not measured yet: `ltdi figure {name}{device}`."]
 
 
 def _section(name: str, record: dict[str, Any]) -> list[str]:

@@ -61,10 +61,10 @@ def budget_of(module: ModuleType | Elsewhere, setting: Setting) -> dict[str, Any
 
 def make(name: str, setting: Setting, out: Path) -> dict[str, Any]:
     """Measure and draw one figure; `NAME.json` and `NAME.png` under `out`."""
-    module, started = figure(name), time.process_time()
+    module, started, at = figure(name), time.process_time(), commit()
     values = module.measure(setting)
     result = {
-        "figure": name, "title": module.TITLE, "commit": commit(), "seeds": list(setting.seeds)[: getattr(module, "MOST_SEEDS", None)], "part": setting.part,
+        "figure": name, "title": module.TITLE, "commit": at, "seeds": list(setting.seeds)[: getattr(module, "MOST_SEEDS", None)], "part": setting.part,
         "quick": setting.quick, "budget": budget_of(module, setting), "seconds": round(time.process_time() - started, 1), "values": values,
     }  # fmt: skip
     write_record(out, name, result)
