@@ -65,8 +65,9 @@ def numbers(value: Any) -> Iterator[float]:
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_leaves_its_numbers_with_seeds_commit_and_budget_and_a_plot(name: str, out: Path) -> None:
     record = json.loads((out / f"{name}.json").read_text())
-    assert record["figure"] == name and record["quick"] is True and record["seeds"] == [0, 1] and record["commit"]
-    assert name == "table4" or record["budget"]["model"]["batches"] > 0
+    assert record["figure"] == name and record["quick"] is True and record["commit"]
+    own = name != "table4"  # which reads what others measured
+    assert record["seeds"] == ([0, 1] if own else []) and (not own or record["budget"]["model"]["batches"] > 0)
     assert record["seconds"] >= 0
     found = list(numbers(record["values"]))
     assert len(found) > 5 and all(map(math.isfinite, found))
