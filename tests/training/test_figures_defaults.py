@@ -81,3 +81,12 @@ def test_weights_of_eq_2_are_those_of_the_card() -> None:
 
 def test_a_default_whose_figure_was_not_made_says_so() -> None:
     assert sum(line.endswith("| not measured |") for line in defaults({})) == 7
+
+
+@pytest.mark.parametrize(("lead", "verdict"), [(0.1, AGAINST), (0.0, NOTHING), (-0.1, FOR)])
+def test_the_row_of_long_training_is_that_of_the_longest_and_without_the_unet(lead: float, verdict: str) -> None:
+    def row(less: float) -> dict[str, Any]:
+        return {"error less 1": {"3": interval([less - 0.001, less + 0.001])}, "3": found(0.4, 91.0), "1": found(0.4, 90.0)}
+
+    line = said("budget", "three segments", {"Omniglot": {"rows": [row(0.3), row(lead)]}, "Omniglot, the U-Net": {"rows": [row(9.0)]}})
+    assert verdict in line and "+1.00" in line and "9.0" not in line and "U-Net" not in line

@@ -84,7 +84,7 @@ def _rows(values: Values) -> list[tuple[str, str, str]]:
         ("T = 20, Omniglot", "[figure5](#figure5)", _steps(values.get("figure5", {}))),
         ("T = 20, mini-ImageNet", "[figure5-mini](#figure5-mini)", _steps(values.get("figure5-mini", {}))),
         ("m = 3", "[figure3](#figure3), [figure3-mini](#figure3-mini)", _segments(values)),
-        ("m = 3, trained 18 times as long", "[budget](#budget)", _longest(values.get("budget", {}))),
+        ("three segments, trained 18 times as long", "[budget](#budget)", _longest(values.get("budget", {}))),
         ("cosine schedule", "[variants](#variants)", _variant(values, "linear to 0.5")),
         ("SAM and augmentation", "[figure6](#figure6)", _preparation(values)),
         ("Adam on plain batches, not REPTILE", "[variants](#variants)", _variant(values, "REPTILE")),
