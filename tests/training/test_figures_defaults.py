@@ -80,7 +80,7 @@ def test_weights_of_eq_2_are_those_of_the_card() -> None:
 
 
 def test_a_default_whose_figure_was_not_made_says_so() -> None:
-    assert sum(line.endswith("| not measured |") for line in defaults({})) == 8
+    assert sum(line.endswith("| not measured |") for line in defaults({})) == 9
 
 
 @pytest.mark.parametrize(("lead", "verdict"), [(0.1, AGAINST), (0.0, NOTHING), (-0.1, FOR)])

@@ -94,7 +94,7 @@ def draw(values: dict[str, Any], path: Path) -> None:
             plots.curve(axis, batches, [row["error less 1"][str(m)] for row in rows], color=colour, label=f"m = {m}")
             plots.curve(axis, batches, [row["scaled less 1"][str(m)] for row in rows], color=colour, label=f"m = {m}, each at its best length", ls="--")
         axis.axhline(0, color=plots.GREY, lw=1)
-        axis.set_xscale("log")
+        plots.logarithmic(axis, [row["batches"] for row in found["rows"]])
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("batches of training")
     axes[0].set_ylabel("mean squared error, less that of m = 1")

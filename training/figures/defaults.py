@@ -86,7 +86,8 @@ def _rows(values: Values) -> list[tuple[str, str, str]]:
         ("m = 3", "[figure3](#figure3), [figure3-mini](#figure3-mini)", _segments(values)),
         ("three segments, trained 18 times as long", "[budget](#budget)", _longest(values.get("budget", {}))),
         ("cosine schedule", "[variants](#variants)", _variant(values, "linear to 0.5")),
-        ("SAM and augmentation", "[figure6](#figure6)", _preparation(values)),
+        ("SAM and augmentation", "[figure6](#figure6)", _preparation(values.get("figure6", {}))),
+        ("the same, photographs", "[figure6-mini](#figure6-mini)", _preparation(values.get("figure6-mini", {}))),
         ("Adam on plain batches, not REPTILE", "[variants](#variants)", _variant(values, "REPTILE")),
         ("a small network over rows, not a U-Net", "[variants](#variants)", _variant(values, "the paper's U-Net")),
         ("Eq. 2 of small weight beside the task's loss", "`bundles/omniglot/card.json`", _eq2_weight()),
@@ -141,8 +142,8 @@ def _variant(values: Values, name: str) -> str:
     return f"error of Lt-Di {text(own)}; *{name}* {text(other)}. {WAYS[sign(difference(other, own))]}"
 
 
-def _preparation(values: Values) -> str:
-    rows: dict[str, dict[str, Interval]] = values.get("figure6", {}).get("many_shot", {})
+def _preparation(figure: dict[str, Any]) -> str:
+    rows: dict[str, dict[str, Interval]] = figure.get("many_shot", {})
     if "both" not in rows:
         return "not measured"
     changes = "; ".join(f"{name} {text(row['difference'], 2, signed=True)}" for name, row in rows.items() if name != "neither")

@@ -18,6 +18,7 @@ COMPONENTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 TARGETS = ("few_shot", "many_shot")
 SEGMENTS = 3
+TICKS = (0.1, 0.2, 0.5, 1, 2, 5)
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def draw(values: dict[str, Any], path: Path) -> None:
             seconds = [one["mean"] for one in row["seconds"]]
             plots.curve(axis, seconds[2:], row["accuracy"][2:], color=colour, label=name)
         axis.set_title(f"{target.replace('_', '-')} targets", fontsize=10)
-        axis.set_xscale("log")
+        plots.logarithmic(axis, [tick for tick in TICKS if tick <= seconds[-1] * 1.2])
         axis.set_xlabel("training of the generator, seconds of one core")
         axis.set_ylabel("accuracy, %")
     axes[0].legend(fontsize=8)

@@ -35,6 +35,13 @@ def curve(axis: Axes, x: Sequence[float], found: Sequence[Interval], **style: An
     axis.errorbar(x, [entry["mean"] for entry in found], yerr=halves, capsize=3, marker="o", ms=4, lw=1.4, **style)
 
 
+def logarithmic(axis: Axes, ticks: Sequence[float]) -> None:
+    """A logarithmic x axis with these ticks alone, as plain numbers."""
+    axis.set_xscale("log")
+    axis.minorticks_off()
+    axis.set_xticks(list(ticks), [f"{tick:g}" for tick in ticks])
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write it as PNG."""
     from matplotlib import pyplot
