@@ -32,10 +32,10 @@ DOMAIN_NET: dict[str, tuple[float, float]] = {  # Lt-Di's Table 4, the sketches 
     "Lt-Di": (68.10, 72.42),
 }
 RIVALS: dict[str, dict[str, str]] = {  # what Lt-Di's Table 3 prints (5-way 1-shot: Omniglot, mini-ImageNet), and their own papers
-    "Meta-Baseline (Chen et al., 2021)": {"lt-di": "97.75, 58.10", "own": "not looked up"},
-    "Meta-Hypernetwork (Zhao et al., 2020)": {"lt-di": "96.57, 60.51", "own": "not found in the sources at hand"},
+    "Meta-Baseline (Chen et al., 2021)": {"lt-di": "97.75, 58.10", "own": "none in its abstract; the paper was not at hand"},
+    "Meta-Hypernetwork (Zhao et al., 2020)": {"lt-di": "96.57, 60.51", "own": "none in its abstract; the paper was not at hand"},
     "OCD (Lutati and Wolf, 2023)": {"lt-di": "95.04, 62.76", "own": "names no few-shot task on images"},
-    "GHN3 (Knyazev et al., 2023)": {"lt-di": "95.23, 66.22", "own": "not found in the sources at hand"},
+    "GHN3 (Knyazev et al., 2023)": {"lt-di": "95.23, 66.22", "own": "its abstract names no few-shot task: it predicts parameters of ImageNet networks, to start training from"},
     "MetaDiff (Zhang et al., 2024)": {"lt-di": "96.65, 67.23", "own": "mini-ImageNet 55.06 (Conv-4), 64.99 (ResNet-12); 5-shot 73.18, 81.21 (Lt-Di's table: 80.81)"},
     "Lt-Di": {"lt-di": "97.12, 68.10", "own": "the same"},
 }
