@@ -108,8 +108,8 @@ def see(values: dict[str, Any]) -> list[str]:
         f"Each generator learns from {TASKS} tasks in place of 3000; each row is a training of its own, with its learning rate falling to 0. "
         "*At its best length*: all heads of a generator multiplied by one factor, the best there is on these tasks (which no generator knows), "
         "so that what is left is direction. *Length*: mean square of the heads, against that of the optima.", "",
-        "| | batches | error, m = 1 | m = 2, less m = 1 | m = 3, less m = 1 | at its best length, m = 1 | m = 3, less m = 1 | length, m = 1; 2; 3 | accuracy, m = 1; m = 3 |",
-        "|---" * 9 + "|",
+        "| | batches | error, m = 1 | m = 2, less m = 1 | m = 3, less m = 1 | at its best length, m = 1 | m = 2, less m = 1 | m = 3, less m = 1 | length, m = 1; 2; 3 | accuracy, m = 1; m = 3 |",
+        "|---" * 10 + "|",
     ]  # fmt: skip
     for name, found in values.items():
         lines += [_line(name, row) for row in found["rows"]]
@@ -120,8 +120,8 @@ def see(values: dict[str, Any]) -> list[str]:
 def _line(name: str, row: dict[str, Any]) -> str:
     accuracies = "; ".join(text(row[m]["accuracy"], 2) for m in ("1", "3"))
     lengths = "; ".join(f"{row[str(m)]['length']['mean']:.2f}" for m in SEGMENTS)
-    less = [text(row["error less 1"][str(m)], signed=True) for m in SEGMENTS[1:]] + [text(row["1"]["scaled"]), text(row["scaled less 1"]["3"], signed=True)]
-    return f"| {name} | {row['batches']} | {text(row['1']['error'])} | {' | '.join(less)} | {lengths} | {accuracies} |"
+    less, scaled = ([text(row[f"{key} less 1"][str(m)], signed=True) for m in SEGMENTS[1:]] for key in ("error", "scaled"))
+    return f"| {name} | {row['batches']} | {text(row['1']['error'])} | {' | '.join([*less, text(row['1']['scaled']), *scaled])} | {lengths} | {accuracies} |"
 
 
 def claims(values: dict[str, Any]) -> list[Claim]:
