@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from ltdi.errors import InvalidInput
 from tests.training.made import photos
 from training.augment import random_photo
 from training.figures import budget, table7
 from training.figures.backbones import LAST, LONG_PHOTOS, PHOTOS, Backbone, config_of
 from training.figures.bodies import Bodies
+from training.figures.commands import figure
 from training.figures.registry import FIGURES, budget_of
 from training.figures.setting import Setting
 from training.prepare import PrepareConfig, embed_views
@@ -76,6 +78,19 @@ def test_the_table_of_a_body_is_kept_once_made(setting: Setting, monkeypatch: py
     assert json.loads(path.read_text()) == first["bodies"]["resnet18"]
     with pytest.raises(pytest.fail.Exception, match="made again"):
         table7.measure(replace(setting, part="val"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_a_device_that_is_not_there_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="no CUDA device"):
+        figure(["table7-gpu", "--quick", "--device", "cuda", "--runs", str(tmp_path), "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_bodies_are_trained_and_their_features_made(tmp_path: Path) -> None:
+    assert figure(["table7-gpu", "--quick", "--device", "cuda", "--runs", str(tmp_path), "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "table7-gpu.json").read_text())["values"]["training"]["long"]
 
 
 def test_photographs_have_views_and_the_first_is_the_photograph() -> None:

@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from ltdi.bundle import resolve_device
 from ltdi.errors import DataMissing, InvalidInput
 from ltdi.files import write_bytes
 from training.figures.backbones import LAST
@@ -29,7 +30,7 @@ def figure(argv: list[str]) -> int:
     parser.add_argument("--seeds", type=int, help="training seeds (default: 5, quick 2)")
     parser.add_argument("--part", choices=("val", "test"), default="test", help="val while choosing, test once")
     parser.add_argument("--bodies", nargs="+", choices=sorted(LAST), help="of torchvision, for tables 7 and 8 (default: resnet18 mobilenet_v2, with -gpu swin_t too)")
-    parser.add_argument("--device", default="cpu", help="of torch, where the bodies of table7-gpu and table8-gpu are trained; --all makes those where it is not cpu")
+    parser.add_argument("--device", default="cpu", help="auto, cpu or cuda, where the bodies of table7-gpu and table8-gpu are trained; --all makes those where it is not cpu")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's own)")
     args = parser.parse_args(argv)
     if args.list:
@@ -47,9 +48,9 @@ def _make(names: list[str], args: argparse.Namespace) -> None:
     seeds = args.seeds or (2 if args.quick else 5)
     kept = args.runs / ("figures-quick" if args.quick else "figures")
     setting = Setting(args.data, kept, tuple(range(seeds)), args.part, args.quick)
-    setting = replace(setting, bodies=tuple(args.bodies or ()), device=args.device)
+    setting = replace(setting, bodies=tuple(args.bodies or ()), device=resolve_device(args.device).type)
     for name in names:
-        if args.all and not args.quick and args.device == "cpu" and getattr(FIGURES.get(name), "long", False):
+        if args.all and not args.quick and setting.device == "cpu" and getattr(FIGURES.get(name), "long", False):
             print(f"{name}: skipped, its bodies take a GPU: --device cuda")
             continue
         if name == EVIDENCE:
