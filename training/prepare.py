@@ -278,7 +278,7 @@ def embed_views(body: nn.Module, data: ClassImages, config: PrepareConfig, cache
     Args:
         cache: read where it holds just these, written where it is absent.
     """
-    key = digest(data_digest(data).encode(), body_digest(body).encode(), repr(_view_settings(config)).encode())
+    key = "" if cache is None else digest(data_digest(data).encode(), body_digest(body).encode(), repr(_view_settings(config)).encode())
     if cache is not None and cache.exists():
         tensors, metadata = read_safetensors(cache, "file of embedded views")
         if metadata.get("key") == key:

@@ -37,7 +37,7 @@ one factor apiece, one segment is level or ahead (in one case of twelve behind t
 
 `ltdi figure --all --data data` remakes everything whose data is there (Omniglot, mini-ImageNet, CIFAR-10, Kannada-MNIST, digits); stages are kept under `runs/figures`, and a run that was stopped goes on.
 Beginning with nothing kept, it took 2 hours 10 minutes of one core, and every number came out as before to the last digit; [budget](#budget) and
-[figure6-mini](#figure6-mini) came after that run and take some two hours more. Tables named `-gpu` are made where there is one (`--device cuda`).
+[figure6-mini](#figure6-mini) came after that run; the latter took 19 minutes of one core, the former takes an estimated 70. Tables named `-gpu` are made where there is one (`--device cuda`).
 """
 ELSEWHERE = (
     "| 3.1 | Theorem 1: the chain recovers x_k in T - k steps | *holds with a condition* | with the loss's minimiser that knows x_k the "
